@@ -1,0 +1,522 @@
+"""Cameras: poses and intrinsics, and the geometry that the rest of the package asks of them.
+
+Conventions, the same everywhere in this package:
+
+- A pose is `world_from_camera`, a rigid 4x4 matrix. Camera axes are OpenCV's: +X right, +Y down, +Z forward.
+- Intrinsics are a 3x3 matrix `K` in pixels of the image that they belong to. The centre of the top-left pixel is
+  (0.5, 0.5), so `K` scales with the image and a crop subtracts from the principal point.
+- Names carry frames: `b_from_a @ points_a = points_b`.
+- Leading dimensions, written `...`, are free.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+
+__all__ = [
+    "Cameras",
+    "SceneFrame",
+    "check_rigid",
+    "convert_axes",
+    "farthest_views",
+    "invert_rigid",
+    "look_at",
+    "normalize_intrinsics",
+    "pytorch3d_from_world_from_camera",
+    "scene_frame",
+    "view_distances",
+    "world_from_camera_from_pytorch3d",
+]
+
+AxesName = Literal["opencv", "opengl", "pytorch3d"]
+
+# Signs of the camera axes seen from OpenCV's. Blender, NeRF and nerfstudio write "opengl".
+_AXES_SIGNS = {"opencv": (1.0, 1.0, 1.0), "opengl": (1.0, -1.0, -1.0), "pytorch3d": (-1.0, -1.0, 1.0)}
+_RIGID_TOLERANCE = 1e-4
+
+
+def invert_rigid(b_from_a: torch.Tensor) -> torch.Tensor:
+    """`a_from_b` of a rigid `b_from_a` `[..., 4, 4]`: transposed rotation, no solve."""
+    a_from_b = torch.zeros_like(b_from_a)
+    rotation = b_from_a[..., :3, :3].mT
+    a_from_b[..., :3, :3] = rotation
+    a_from_b[..., :3, 3:] = -(rotation @ b_from_a[..., :3, 3:])
+    a_from_b[..., 3, 3] = 1.0
+    return a_from_b
+
+
+def check_rigid(poses: torch.Tensor, name: str = "poses") -> None:
+    """Raises `ValueError` unless every matrix of `poses` `[..., 4, 4]` is finite, orthonormal to 1e-4 and not a
+    reflection; the error names the argument and the first matrix that is not."""
+    if poses.ndim < 2 or poses.shape[-2:] != (4, 4):
+        raise ValueError(f"`{name}` must have shape [..., 4, 4], got {list(poses.shape)}.")
+    matrices = poses.detach().reshape(-1, 4, 4).to(torch.float64)
+    rotation = matrices[:, :3, :3]
+    last_row = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64, device=matrices.device)
+    finite = matrices.isfinite().all(-1).all(-1)
+    orthonormal = (rotation.mT @ rotation - torch.eye(3).to(rotation)).abs().amax((-2, -1)) < _RIGID_TOLERANCE
+    proper = torch.linalg.det(rotation) > 0
+    affine = (matrices[:, 3] - last_row).abs().amax(-1) < _RIGID_TOLERANCE
+    faults = [
+        (finite, "has NaN or infinite entries"),
+        (affine, "has a last row other than [0, 0, 0, 1]"),
+        (orthonormal, "has a rotation part that is not orthonormal (scaled or sheared)"),
+        (proper, "is a reflection (determinant -1), not a rotation: are its axes converted?"),
+    ]
+    for good, fault in faults:
+        if not good.all():
+            index = int((~good).nonzero()[0, 0])
+            raise ValueError(
+                f"`{name}` must hold rigid world_from_camera matrices, but number {index} {fault}:"
+                f" {matrices[index].tolist()}"
+            )
+
+
+def convert_axes(world_from_camera: torch.Tensor, source: AxesName, target: AxesName = "opencv") -> torch.Tensor:
+    """Renames the camera axes of `world_from_camera` `[..., 4, 4]` from one convention to another.
+
+    `"opencv"` is right, down, forward; `"opengl"` (also Blender, NeRF, nerfstudio) right, up, backward;
+    `"pytorch3d"` left, up, forward. The world frame stays as it is.
+    """
+    signs = [s * t for s, t in zip(_AXES_SIGNS[source], _AXES_SIGNS[target])]
+    return world_from_camera * world_from_camera.new_tensor([*signs, 1.0])
+
+
+def world_from_camera_from_pytorch3d(R: torch.Tensor, T: torch.Tensor) -> torch.Tensor:
+    """OpenCV `world_from_camera` `[..., 4, 4]` of PyTorch3D's `R` `[..., 3, 3]`, `T` `[..., 3]`.
+
+    PyTorch3D multiplies row vectors: `points_camera = points_world @ R + T`.
+    """
+    camera_from_world = torch.zeros(*R.shape[:-2], 4, 4, dtype=R.dtype, device=R.device)
+    camera_from_world[..., :3, :3] = R.mT
+    camera_from_world[..., :3, 3] = T
+    camera_from_world[..., 3, 3] = 1.0
+    return convert_axes(invert_rigid(camera_from_world), "pytorch3d", "opencv")
+
+
+def pytorch3d_from_world_from_camera(world_from_camera: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """PyTorch3D's `R` `[..., 3, 3]` and `T` `[..., 3]`: the inverse of [`world_from_camera_from_pytorch3d`]."""
+    camera_from_world = invert_rigid(convert_axes(world_from_camera, "opencv", "pytorch3d"))
+    return camera_from_world[..., :3, :3].mT.contiguous(), camera_from_world[..., :3, 3].contiguous()
+
+
+def look_at(center: torch.Tensor, target: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """OpenCV `world_from_camera` `[..., 4, 4]` of a camera at `center` `[..., 3]` that looks at `target` `[..., 3]`,
+    its image upright along `up` `[..., 3]`. `up` must not lie along the line of sight."""
+    center, target, up = torch.broadcast_tensors(center, target, up)
+    forward = F.normalize(target - center, dim=-1)
+    right = torch.linalg.cross(forward, up)
+    if (torch.linalg.vector_norm(right, dim=-1) < 1e-9 * torch.linalg.vector_norm(up, dim=-1)).any():
+        raise ValueError("`look_at` needs an `up` that does not lie along the line of sight.")
+    right = F.normalize(right, dim=-1)
+    down = torch.linalg.cross(forward, right)
+    world_from_camera = torch.zeros(*center.shape[:-1], 4, 4, dtype=center.dtype, device=center.device)
+    world_from_camera[..., :3, :] = torch.stack([right, down, forward, center], dim=-1)
+    world_from_camera[..., 3, 3] = 1.0
+    return world_from_camera
+
+
+def normalize_intrinsics(intrinsics: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
+    """Intrinsics `[..., 3, 3]` in pixels to intrinsics in units of the image: fx / W, fy / H, cx / W, cy / H.
+
+    `image_sizes` `[..., 2]` are (height, width).
+    """
+    height, width = image_sizes.to(intrinsics).unbind(-1)
+    return intrinsics / torch.stack([width, height, torch.ones_like(width)], dim=-1).unsqueeze(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class SceneFrame:
+    """The frame and unit in which the model sees a scene.
+
+    Attributes:
+        world_from_scene (`torch.Tensor` of shape `[..., 4, 4]`): rigid pose of the scene frame in the world.
+        scale (`torch.Tensor` of shape `[...]`): world units in one scene unit.
+    """
+
+    world_from_scene: torch.Tensor
+    scale: torch.Tensor
+
+    def normalize(self, world_from_camera: torch.Tensor) -> torch.Tensor:
+        """`[..., V, 4, 4]` world_from_camera to scene_from_camera, translations in scene units."""
+        scene_from_camera = invert_rigid(self.world_from_scene).unsqueeze(-3) @ world_from_camera
+        scene_from_camera[..., :3, 3] /= self.scale[..., None, None]
+        return scene_from_camera
+
+    def denormalize(self, scene_from_camera: torch.Tensor) -> torch.Tensor:
+        """The inverse of [`~SceneFrame.normalize`]."""
+        scaled = scene_from_camera.clone()
+        scaled[..., :3, 3] *= self.scale[..., None, None]
+        return self.world_from_scene.unsqueeze(-3) @ scaled
+
+
+def scene_frame(
+    world_from_camera: torch.Tensor,  # [..., V, 4, 4], references first
+    num_references: int,
+    camera_scale: float = 1.0,
+) -> SceneFrame:
+    """The frame of the first view, with the spread of the references as the unit of length.
+
+    The unit is the largest distance between two reference centres. With one reference it is the largest distance from
+    it to any view; without references the largest distance between any two views. Where that is zero, it is 1.
+    Normalised translations are multiplied by `camera_scale`.
+    """
+    if not 0 <= num_references <= world_from_camera.shape[-3]:
+        raise ValueError(
+            f"`num_references` must lie between 0 and the {world_from_camera.shape[-3]} views, got {num_references}."
+        )
+    if not camera_scale > 0 or not math.isfinite(camera_scale):
+        raise ValueError(f"`camera_scale` must be a positive number, got {camera_scale}.")
+    centers = world_from_camera[..., :3, 3]
+    if num_references == 1:
+        distances = torch.linalg.vector_norm(centers - centers[..., :1, :], dim=-1)
+        unit = distances.amax(-1)
+    else:
+        chosen = centers[..., : num_references or None, :]
+        unit = (chosen.unsqueeze(-2) - chosen.unsqueeze(-3)).norm(dim=-1).amax((-2, -1))
+    unit = torch.where(unit > 0, unit, torch.ones_like(unit))
+    return SceneFrame(world_from_camera[..., 0, :, :].clone(), unit / camera_scale)
+
+
+def view_distances(
+    poses_a: torch.Tensor | None = None,  # [..., A, 4, 4], normalised scene
+    poses_b: torch.Tensor | None = None,  # [..., B, 4, 4]
+    times_a: torch.Tensor | None = None,  # [..., A] seconds
+    times_b: torch.Tensor | None = None,  # [..., B]
+) -> torch.Tensor:
+    """How far apart views are, `[..., A, B]`: distance of the centres in scene units, plus the angle between the
+    cameras in radians, plus the time between them in seconds. What is not given counts nothing."""
+    total = 0.0
+    if poses_a is not None:
+        centers_a, centers_b = poses_a[..., :3, 3], poses_b[..., :3, 3]
+        total = (centers_a.unsqueeze(-2) - centers_b.unsqueeze(-3)).norm(dim=-1)
+        trace = torch.einsum("...aij,...bij->...ab", poses_a[..., :3, :3], poses_b[..., :3, :3])
+        total = total + torch.acos(((trace - 1) / 2).clamp(-1, 1))
+    if times_a is not None:
+        total = total + (times_a.unsqueeze(-1) - times_b.unsqueeze(-2)).abs()
+    if not torch.is_tensor(total):
+        raise ValueError("`view_distances` needs poses or times.")
+    return total
+
+
+def farthest_views(distances: torch.Tensor, count: int, chosen: Sequence[int] = ()) -> list[int]:
+    """Greedy farthest-point choice of `count` views from their `distances` `[V, V]`, far from each other and from the
+    views already `chosen`; the first of an empty choice is the most central view. Returns indices in the order chosen.
+    """
+    if not 0 <= count <= distances.shape[0] - len(chosen):
+        raise ValueError(f"`count` must lie between 0 and {distances.shape[0] - len(chosen)}, got {count}.")
+    picked: list[int] = []
+    taken = list(chosen)
+    for _ in range(count):
+        if taken:
+            gap = distances[:, taken].amin(-1).clone()
+            gap[taken] = -1.0
+            index = int(gap.argmax())
+        else:
+            index = int(distances.sum(-1).argmin())
+        picked.append(index)
+        taken.append(index)
+    return picked
+
+
+class Cameras:
+    """A batch of pinhole cameras. Immutable: every method returns new cameras.
+
+    Args:
+        world_from_camera (`torch.Tensor` or array of shape `[..., 4, 4]`): rigid poses, OpenCV axes.
+        intrinsics (`torch.Tensor` or array of shape `[..., 3, 3]` or `[3, 3]`): `K` in pixels.
+        image_sizes (`torch.Tensor` or array of shape `[..., 2]` or `[2]`): (height, width) in pixels.
+
+    Poses and intrinsics are kept in float64. Raises `ValueError` for poses that are not rigid, NaN, and focal lengths
+    that are not positive; warns (`UserWarning`) about principal points outside the image, which crops have.
+    """
+
+    __slots__ = ("world_from_camera", "intrinsics", "image_sizes")
+
+    world_from_camera: torch.Tensor
+    intrinsics: torch.Tensor
+    image_sizes: torch.Tensor
+
+    def __init__(self, world_from_camera, intrinsics, image_sizes):
+        world_from_camera = _as_tensor(world_from_camera, "world_from_camera").to(torch.float64)
+        check_rigid(world_from_camera, "world_from_camera")
+        shape, device = world_from_camera.shape[:-2], world_from_camera.device
+        intrinsics = _as_tensor(intrinsics, "intrinsics").to(device, torch.float64)
+        image_sizes = _as_tensor(image_sizes, "image_sizes").to(device)
+        intrinsics = _expand(intrinsics, shape, (3, 3), "intrinsics")
+        image_sizes = _expand(image_sizes, shape, (2,), "image_sizes")
+        _check_sizes(image_sizes)
+        image_sizes = image_sizes.to(torch.int64)
+        _check_intrinsics(intrinsics, image_sizes)
+        self._set(world_from_camera, intrinsics, image_sizes)
+
+    @classmethod
+    def from_fov(cls, world_from_camera, fov: float, image_sizes) -> "Cameras":
+        """Cameras with a horizontal field of view of `fov` degrees, square pixels and a centred principal point.
+
+        `world_from_camera` `[..., 4, 4]`; `image_sizes` `[..., 2]` or `[2]`, (height, width).
+        """
+        if not 0 < fov < 180:
+            raise ValueError(f"`fov` must lie between 0 and 180 degrees, got {fov}.")
+        height, width = _as_tensor(image_sizes, "image_sizes").to(torch.float64).unbind(-1)
+        intrinsics = torch.zeros(*width.shape, 3, 3, dtype=torch.float64)
+        intrinsics[..., 0, 0] = intrinsics[..., 1, 1] = width / 2 / math.tan(math.radians(fov) / 2)
+        intrinsics[..., 0, 2], intrinsics[..., 1, 2], intrinsics[..., 2, 2] = width / 2, height / 2, 1.0
+        return cls(world_from_camera, intrinsics, image_sizes)
+
+    @classmethod
+    def cat(cls, cameras: Sequence["Cameras"]) -> "Cameras":
+        """Concatenates cameras along their first dimension."""
+        return cls._joined(torch.cat, cameras)
+
+    @classmethod
+    def stack(cls, cameras: Sequence["Cameras"]) -> "Cameras":
+        """Stacks cameras along a new first dimension."""
+        return cls._joined(torch.stack, cameras)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The leading dimensions."""
+        return self.world_from_camera.shape[:-2]
+
+    @property
+    def device(self) -> torch.device:
+        return self.world_from_camera.device
+
+    @property
+    def camera_from_world(self) -> torch.Tensor:
+        """`[..., 4, 4]`."""
+        return invert_rigid(self.world_from_camera)
+
+    @property
+    def centers(self) -> torch.Tensor:
+        """Camera centres in the world, `[..., 3]`."""
+        return self.world_from_camera[..., :3, 3]
+
+    @property
+    def forward(self) -> torch.Tensor:
+        """Unit viewing directions in the world, `[..., 3]`."""
+        return self.world_from_camera[..., :3, 2]
+
+    @property
+    def normalized_intrinsics(self) -> torch.Tensor:
+        """`[..., 3, 3]` in units of the image: fx / W, fy / H, cx / W, cy / H."""
+        return normalize_intrinsics(self.intrinsics, self.image_sizes)
+
+    @property
+    def fov(self) -> torch.Tensor:
+        """Horizontal and vertical fields of view in degrees, `[..., 2]`."""
+        height, width = self.image_sizes.to(self.intrinsics).unbind(-1)
+        edges = []
+        for axis, extent in ((0, width), (1, height)):
+            focal, center = self.intrinsics[..., axis, axis], self.intrinsics[..., axis, 2]
+            edges.append(torch.atan(center / focal) + torch.atan((extent - center) / focal))
+        return torch.rad2deg(torch.stack(edges, dim=-1))
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("A single camera has no length.")
+        return self.shape[0]
+
+    def __getitem__(self, index) -> "Cameras":
+        """Indexes the leading dimensions, as a tensor would be indexed."""
+        index = index if isinstance(index, tuple) else (index,)
+        open_ended = any(entry is Ellipsis for entry in index)
+        if sum(entry is not None and entry is not Ellipsis for entry in index) > len(self.shape):
+            raise IndexError(f"Too many indices for cameras of shape {list(self.shape)}.")
+        matrix_index = index + (slice(None),) * 2 * open_ended
+        size_index = index + (slice(None),) * open_ended
+        return Cameras._trusted(
+            self.world_from_camera[matrix_index], self.intrinsics[matrix_index], self.image_sizes[size_index]
+        )
+
+    def __iter__(self) -> Iterator["Cameras"]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Cameras(shape={list(self.shape)}, dtype={self.world_from_camera.dtype}, device={self.device})"
+
+    def __setattr__(self, name, value):
+        raise AttributeError("`Cameras` is immutable; make new cameras instead.")
+
+    def __reduce__(self):
+        return Cameras._trusted, (self.world_from_camera, self.intrinsics, self.image_sizes)
+
+    def to(self, device=None, dtype: torch.dtype | None = None) -> "Cameras":
+        """Moves to a device, and to a floating dtype for poses and intrinsics."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        return Cameras._trusted(
+            self.world_from_camera.to(device=device, dtype=dtype),
+            self.intrinsics.to(device=device, dtype=dtype),
+            self.image_sizes.to(device=device),
+        )
+
+    def with_poses(self, world_from_camera: torch.Tensor) -> "Cameras":
+        """The same lenses at other poses `[..., 4, 4]`."""
+        return Cameras(world_from_camera, self.intrinsics, self.image_sizes)
+
+    def resized(self, height: int, width: int) -> "Cameras":
+        """The cameras of the images resized to `height` x `width` pixels."""
+        size = self.image_sizes.new_tensor([height, width])
+        scale = size.to(self.intrinsics) / self.image_sizes
+        return self._rescaled(scale, torch.zeros_like(scale), size)
+
+    def cropped(self, top: int, left: int, height: int, width: int) -> "Cameras":
+        """The cameras of the images cropped to the box that starts at pixel (`top`, `left`). A box that reaches
+        outside the image is a crop with padding."""
+        offset = self.intrinsics.new_tensor([top, left])
+        return self._rescaled(torch.ones_like(offset), offset, self.image_sizes.new_tensor([height, width]))
+
+    def rolled(self, quarter_turns: int) -> "Cameras":
+        """The upright cameras of images turned counter-clockwise by quarter turns (`torch.rot90`)."""
+        cameras = self
+        for _ in range(quarter_turns % 4):
+            fx, skew, cx = cameras.intrinsics[..., 0, :].unbind(-1)
+            if (skew != 0).any():
+                raise ValueError("Cameras with skew cannot be rolled: their intrinsics would not stay triangular.")
+            fy, cy = cameras.intrinsics[..., 1, 1:].unbind(-1)
+            intrinsics = torch.zeros_like(cameras.intrinsics)
+            intrinsics[..., 0, 0], intrinsics[..., 0, 2] = fy, cy
+            intrinsics[..., 1, 1], intrinsics[..., 1, 2] = fx, cameras.image_sizes[..., 1] - cx
+            intrinsics[..., 2, 2] = 1.0
+            right, down, forward, center = cameras.world_from_camera.unbind(-1)
+            poses = torch.stack([down, -right, forward, center], dim=-1)
+            cameras = Cameras._trusted(poses, intrinsics, cameras.image_sizes.flip(-1))
+        return cameras
+
+    def normalized(self, frame: SceneFrame) -> "Cameras":
+        """The cameras in the frame and unit of a scene, see [`scene_frame`]."""
+        return Cameras._trusted(frame.normalize(self.world_from_camera), self.intrinsics, self.image_sizes)
+
+    def denormalized(self, frame: SceneFrame) -> "Cameras":
+        """The inverse of [`~Cameras.normalized`]."""
+        return Cameras._trusted(frame.denormalize(self.world_from_camera), self.intrinsics, self.image_sizes)
+
+    def relative_to(self, other: "Cameras") -> torch.Tensor:
+        """Relative poses `other_from_self` `[..., 4, 4]`, broadcast over the leading dimensions."""
+        return other.camera_from_world @ self.world_from_camera
+
+    def project(self, points_world: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Projects points `[..., P, 3]` into each camera.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: pixels `[..., P, 2]` (x, y) and depths `[..., P]` along the viewing
+            direction; a depth that is not positive lies behind the camera, and its pixel means nothing.
+        """
+        camera_from_world = self.camera_from_world
+        rotation, translation = camera_from_world[..., :3, :3], camera_from_world[..., :3, 3]
+        points_camera = points_world.to(rotation) @ rotation.mT + translation.unsqueeze(-2)
+        pixels = points_camera @ self.intrinsics.mT
+        return pixels[..., :2] / pixels[..., 2:], points_camera[..., 2]
+
+    def unproject(self, pixels: torch.Tensor, depths: torch.Tensor) -> torch.Tensor:
+        """The world points `[..., P, 3]` seen at `pixels` `[..., P, 2]` (x, y) and `depths` `[..., P]`."""
+        pixels = F.pad(pixels.to(self.intrinsics), (0, 1), value=1.0)
+        points_camera = pixels @ torch.linalg.inv(self.intrinsics).mT * depths.to(pixels).unsqueeze(-1)
+        rotation, translation = self.world_from_camera[..., :3, :3], self.world_from_camera[..., :3, 3]
+        return points_camera @ rotation.mT + translation.unsqueeze(-2)
+
+    def rays(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rays through the pixel centres: origins and unit directions in the world, each `[..., H, W, 3]`.
+
+        Raises `ValueError` when the images differ in size.
+        """
+        sizes = self.image_sizes.reshape(-1, 2).unique(dim=0)
+        if len(sizes) != 1:
+            raise ValueError(f"Rays need one image size for all cameras, got (height, width) {sizes.tolist()}.")
+        height, width = sizes[0].tolist()
+        y, x = torch.meshgrid(
+            torch.arange(height, device=self.device) + 0.5,
+            torch.arange(width, device=self.device) + 0.5,
+            indexing="ij",
+        )
+        pixels = torch.stack([x, y], dim=-1).reshape(-1, 2)
+        points_world = self.unproject(pixels, torch.ones_like(pixels[:, 0]))
+        origins = self.centers.unsqueeze(-2).expand_as(points_world)
+        directions = F.normalize(points_world - origins, dim=-1)
+        grid = (*self.shape, height, width, 3)
+        return origins.reshape(grid), directions.reshape(grid)
+
+    def plucker(self) -> torch.Tensor:
+        """Plücker coordinates (d, o x d) of the rays through the pixel centres, `[..., H, W, 6]`."""
+        origins, directions = self.rays()
+        return torch.cat([directions, torch.linalg.cross(origins, directions)], dim=-1)
+
+    def _rescaled(self, scale: torch.Tensor, offset: torch.Tensor, size: torch.Tensor) -> "Cameras":
+        """Intrinsics after moving the origin by `offset` (y, x) pixels, then scaling by `scale` (y, x)."""
+        scale, offset = scale.flip(-1), offset.flip(-1)
+        intrinsics = self.intrinsics.clone()
+        intrinsics[..., :2, 2] -= offset
+        intrinsics[..., :2, :] *= scale.unsqueeze(-1)
+        return Cameras._trusted(self.world_from_camera, intrinsics, size.expand_as(self.image_sizes))
+
+    @classmethod
+    def _joined(cls, join, cameras: Sequence["Cameras"]) -> "Cameras":
+        if not cameras:
+            raise ValueError("At least one `Cameras` is needed.")
+        return cls._trusted(
+            join([c.world_from_camera for c in cameras]),
+            join([c.intrinsics for c in cameras]),
+            join([c.image_sizes for c in cameras]),
+        )
+
+    def _set(self, world_from_camera, intrinsics, image_sizes):
+        object.__setattr__(self, "world_from_camera", world_from_camera)
+        object.__setattr__(self, "intrinsics", intrinsics)
+        object.__setattr__(self, "image_sizes", image_sizes)
+
+    @classmethod
+    def _trusted(cls, world_from_camera, intrinsics, image_sizes) -> "Cameras":
+        """Cameras made from checked cameras: no second check."""
+        cameras = object.__new__(cls)
+        cameras._set(world_from_camera, intrinsics, image_sizes)
+        return cameras
+
+
+def _as_tensor(value, name: str) -> torch.Tensor:
+    try:
+        tensor = value if torch.is_tensor(value) else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{name}` must be a tensor or an array of numbers, got {type(value).__name__}.") from error
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ValueError(f"`{name}` must hold real numbers, got {tensor.dtype}.")
+    return tensor
+
+
+def _expand(value: torch.Tensor, batch: torch.Size, event: tuple[int, ...], name: str) -> torch.Tensor:
+    """One value for all cameras, or one for each."""
+    if value.shape == event or value.shape == (*batch, *event):
+        return value.expand(*batch, *event)
+    wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys([event, (*batch, *event)]))
+    raise ValueError(f"`{name}` must have shape {wanted}, got {list(value.shape)}.")
+
+
+def _check_sizes(image_sizes: torch.Tensor) -> None:
+    if not ((image_sizes > 0) & (image_sizes == image_sizes.round())).all():
+        raise ValueError(f"`image_sizes` must be positive whole (height, width), got {image_sizes.tolist()}.")
+
+
+def _check_intrinsics(intrinsics: torch.Tensor, image_sizes: torch.Tensor) -> None:
+    focal = intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]
+    if not intrinsics.isfinite().all():
+        raise ValueError("`intrinsics` must be finite, got NaN or infinity.")
+    if not (focal > 0).all():
+        raise ValueError(f"`intrinsics` must have positive focal lengths, got {focal.amin().item()}.")
+    lower = torch.stack([intrinsics[..., 1, 0], intrinsics[..., 2, 0], intrinsics[..., 2, 1]], dim=-1)
+    if (lower != 0).any() or (intrinsics[..., 2, 2] != 1).any():
+        raise ValueError("`intrinsics` must be upper triangular with a last row of [0, 0, 1].")
+    center = intrinsics[..., :2, 2]
+    outside = ((center < 0) | (center > image_sizes.flip(-1))).any(-1)
+    if outside.any():
+        warnings.warn(
+            f"The principal point of {int(outside.sum())} of {outside.numel()} cameras lies outside the image. That is"
+            " right for off-centre crops; otherwise `intrinsics` and `image_sizes` do not belong together.",
+            stacklevel=3,
+        )

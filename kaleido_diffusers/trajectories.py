@@ -1,0 +1,221 @@
+"""Camera paths. Each function takes the cameras of a capture and returns new `Cameras` `[num_views]` that fly through
+it, with the lens and image size of the first camera unless said otherwise."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .cameras import Cameras, look_at
+
+
+__all__ = ["dolly_zoom", "focus_point", "keyframes", "orbit", "spiral", "up_direction"]
+
+
+def focus_point(cameras: Cameras) -> torch.Tensor:
+    """The world point `[3]` nearest to all optical axes in the least-squares sense.
+
+    Axes that are (nearly) parallel meet nowhere; a weak pull towards one camera spread in front of the cameras decides
+    there.
+    """
+    centers, forward = cameras.centers, cameras.forward
+    spread = (centers - centers.mean(0)).norm(dim=-1).max().clamp_min(1e-6)
+    guess = (centers + 2 * spread * forward).mean(0)
+    eye = torch.eye(3).to(centers)
+    projectors = eye - forward.unsqueeze(-1) * forward.unsqueeze(-2)
+    weight = 1e-3
+    matrix = projectors.mean(0) + weight * eye
+    vector = (projectors @ centers.unsqueeze(-1)).mean(0).squeeze(-1) + weight * guess
+    return torch.linalg.solve(matrix, vector)
+
+
+def up_direction(cameras: Cameras) -> torch.Tensor:
+    """The world's up `[3]` (unit length), as photographers who keep the horizon level have it: the direction most
+    orthogonal to the cameras' right axes, on the side of their mean up."""
+    right, up = cameras.world_from_camera[:, :3, 0], -cameras.world_from_camera[:, :3, 1]
+    mean_up = F.normalize(up.mean(0), dim=0)
+    eye = torch.eye(3).to(right)
+    scatter = (right.unsqueeze(-1) * right.unsqueeze(-2)).mean(0) + 1e-3 * (eye - torch.outer(mean_up, mean_up))
+    candidate = torch.linalg.eigh(scatter).eigenvectors[:, 0]
+    return candidate * (1.0 if candidate @ mean_up >= 0 else -1.0)
+
+
+def orbit(
+    cameras: Cameras,
+    num_views: int = 80,
+    degrees: float = 360.0,
+    elevation: float | None = None,
+    radius: float | None = None,
+) -> Cameras:
+    """A circle around the point that the cameras look at, starting at the first camera's side.
+
+    Args:
+        cameras (`Cameras` of shape `[V]`): the capture.
+        num_views (`int`): views on the path. A full circle does not repeat its first view.
+        degrees (`float`): the arc; negative turns the other way.
+        elevation (`float`, *optional*): degrees above the focus point; the capture's median when not given.
+        radius (`float`, *optional*): distance to the focus point in world units; the capture's median when not given.
+    """
+    _check_path(cameras, num_views)
+    focus, up = focus_point(cameras), up_direction(cameras)
+    offsets = cameras.centers - focus
+    distances = offsets.norm(dim=-1)
+    if radius is None:
+        radius = float(distances.median())
+    if elevation is None:
+        heights = (offsets @ up / distances.clamp_min(1e-12)).clamp(-1, 1)
+        elevation = float(torch.rad2deg(torch.asin(heights)).median())
+    if not radius > 0:
+        raise ValueError(f"`radius` must be positive, got {radius}.")
+    if not -89 <= elevation <= 89:
+        raise ValueError(f"`elevation` must lie between -89 and 89 degrees, got {elevation}.")
+    start = offsets[0] - (offsets[0] @ up) * up
+    if start.norm() < 1e-6 * radius:
+        start = cameras.world_from_camera[0, :3, 0]
+    start = F.normalize(start - (start @ up) * up, dim=0)
+    side = torch.linalg.cross(up, start)
+    full_circle = abs(abs(degrees) - 360.0) < 1e-9
+    angles = torch.linspace(0, math.radians(degrees), num_views + full_circle, dtype=focus.dtype)[:num_views]
+    horizontal = torch.cos(angles)[:, None] * start + torch.sin(angles)[:, None] * side
+    tilt = math.radians(elevation)
+    centers = focus + radius * (math.cos(tilt) * horizontal + math.sin(tilt) * up)
+    return _like(cameras[0], look_at(centers, focus, up))
+
+
+def spiral(cameras: Cameras, num_views: int = 80, turns: float = 2.0, amplitude: float = 0.25) -> Cameras:
+    """The LLFF spiral: the first camera swings on circles and back and forth, looking at the focus point.
+
+    Args:
+        cameras (`Cameras` of shape `[V]`): the capture.
+        num_views (`int`): views on the path.
+        turns (`float`): circles on the way.
+        amplitude (`float`): radius of the circles, as a fraction of the first camera's distance to the focus point.
+    """
+    _check_path(cameras, num_views)
+    focus = focus_point(cameras)
+    pose = cameras.world_from_camera[0]
+    right, up, forward, center = pose[:3, 0], -pose[:3, 1], pose[:3, 2], pose[:3, 3]
+    reach = amplitude * (focus - center).norm()
+    angles = torch.linspace(0, 2 * math.pi * turns, num_views, dtype=pose.dtype)[:, None]
+    swing = torch.sin(angles) * right + (1 - torch.cos(angles)) * 0.5 * up + 0.5 * torch.sin(angles / 2) * forward
+    return _like(cameras[0], look_at(center + reach * swing, focus, up))
+
+
+def dolly_zoom(cameras: Cameras, num_views: int = 80, factor: float = 2.0) -> Cameras:
+    """The Vertigo shot: the first camera backs off to `factor` times its distance from the focus point (below 1 it
+    comes nearer) while its focal length grows as much, so that what stands at the focus point keeps its size.
+    """
+    _check_path(cameras, num_views)
+    if not factor > 0:
+        raise ValueError(f"`factor` must be positive, got {factor}.")
+    first = cameras[0]
+    pose = first.world_from_camera
+    depth = (focus_point(cameras) - pose[:3, 3]) @ pose[:3, 2]
+    if depth <= 0:
+        raise ValueError("`dolly_zoom` needs a first camera that faces the point the cameras look at.")
+    zoom = torch.logspace(0, math.log2(factor), num_views, base=2, dtype=pose.dtype)
+    poses = pose.repeat(num_views, 1, 1)
+    poses[:, :3, 3] -= ((zoom - 1) * depth)[:, None] * pose[:3, 2]
+    intrinsics = first.intrinsics.repeat(num_views, 1, 1)
+    intrinsics[:, :2, :2] *= zoom[:, None, None]
+    return Cameras(poses, intrinsics, first.image_sizes)
+
+
+def keyframes(cameras: Cameras, num_views: int = 80, closed: bool = False) -> Cameras:
+    """A smooth path through the given cameras: Catmull-Rom in the centres, its counterpart on rotations (de Casteljau
+    on geodesics, Shoemake 1985) in the orientations, so that velocity and angular velocity are continuous. Focal
+    lengths and principal points follow too; `closed` returns to the first camera.
+    """
+    if len(cameras.shape) != 1 or len(cameras) < 2:
+        raise ValueError(f"`keyframes` needs at least two cameras, got shape {list(cameras.shape)}.")
+    _check_path(cameras, num_views)
+    order = torch.arange(len(cameras) + closed) % len(cameras)
+    keys = cameras[order]
+    count = len(order)
+    place = torch.linspace(0, count - 1, num_views, dtype=torch.float64)
+    segment = place.floor().long().clamp_max(count - 2)
+    t = (place - segment)[:, None]
+
+    centers = _cubic(keys.centers, segment, t, closed)
+    lens = torch.stack([keys.intrinsics[:, i, j] for i, j in _LENS], dim=-1)
+    lens[:, :2] = lens[:, :2].log()
+    lens = _cubic(lens, segment, t, closed)
+    poses = torch.eye(4, dtype=torch.float64).repeat(num_views, 1, 1)
+    poses[:, :3, 3] = centers
+    poses[:, :3, :3] = _rotation_spline(keys.world_from_camera[:, :3, :3], segment, t, closed)
+    intrinsics = torch.eye(3, dtype=torch.float64).repeat(num_views, 1, 1)
+    lens[:, :2] = lens[:, :2].exp()
+    for column, (i, j) in enumerate(_LENS):
+        intrinsics[:, i, j] = lens[:, column]
+    return Cameras(poses, intrinsics, keys.image_sizes[0])
+
+
+_LENS = ((0, 0), (1, 1), (0, 1), (0, 2), (1, 2))
+
+
+def _check_path(cameras: Cameras, num_views: int) -> None:
+    if len(cameras.shape) != 1 or not len(cameras):
+        raise ValueError(f"A path needs cameras of shape [V], got {list(cameras.shape)}.")
+    if num_views < 1:
+        raise ValueError(f"`num_views` must be at least 1, got {num_views}.")
+
+
+def _like(camera: Cameras, poses: torch.Tensor) -> Cameras:
+    return Cameras(poses, camera.intrinsics, camera.image_sizes)
+
+
+def _tangents(steps: torch.Tensor, closed: bool) -> torch.Tensor:
+    """Catmull-Rom tangents `[K, C]` at the keys from the steps `[K-1, C]` between them."""
+    first = (steps[0] + steps[-1]) / 2 if closed else steps[0]
+    last = first if closed else steps[-1]
+    return torch.cat([first[None], (steps[1:] + steps[:-1]) / 2, last[None]])
+
+
+def _cubic(values: torch.Tensor, segment: torch.Tensor, t: torch.Tensor, closed: bool) -> torch.Tensor:
+    """Catmull-Rom through `values` `[K, C]` at `segment + t`, as Bezier segments."""
+    tangents = _tangents(values.diff(dim=0), closed)
+    a, d = values[segment], values[segment + 1]
+    b, c = a + tangents[segment] / 3, d - tangents[segment + 1] / 3
+    return (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
+
+
+def _rotation_spline(rotations: torch.Tensor, segment: torch.Tensor, t: torch.Tensor, closed: bool) -> torch.Tensor:
+    """The same on rotations `[K, 3, 3]`: Bezier segments built by de Casteljau with geodesics for straight lines."""
+    tangents = _tangents(_so3_log(rotations[:-1].mT @ rotations[1:]), closed)
+    a, d = rotations[segment], rotations[segment + 1]
+    b = a @ _so3_exp(tangents[segment] / 3)
+    c = d @ _so3_exp(-tangents[segment + 1] / 3)
+    points = [a, b, c, d]
+    while len(points) > 1:
+        points = [p @ _so3_exp(t * _so3_log(p.mT @ q)) for p, q in zip(points, points[1:])]
+    return points[0]
+
+
+def _so3_exp(vectors: torch.Tensor) -> torch.Tensor:
+    """Rotation matrices `[..., 3, 3]` of rotation vectors `[..., 3]` (axis times angle)."""
+    x, y, z = vectors.unbind(-1)
+    zero = torch.zeros_like(x)
+    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    return torch.linalg.matrix_exp(skew)
+
+
+def _so3_log(rotations: torch.Tensor) -> torch.Tensor:
+    """Rotation vectors `[..., 3]` of rotation matrices `[..., 3, 3]`, stable at 0 and at pi.
+
+    The quaternion is the main eigenvector of Bar-Itzhack's matrix (2000).
+    """
+    r = rotations
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (row.unbind(-1) for row in r.unbind(-2))
+    rows = [
+        [xx - yy - zz, yx + xy, zx + xz, zy - yz],
+        [yx + xy, yy - xx - zz, zy + yz, xz - zx],
+        [zx + xz, zy + yz, zz - xx - yy, yx - xy],
+        [zy - yz, xz - zx, yx - xy, xx + yy + zz],
+    ]
+    matrix = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+    quaternion = torch.linalg.eigh(matrix).eigenvectors[..., -1]
+    quaternion = torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
+    vector, scalar = quaternion[..., :3], quaternion[..., 3:]
+    sine = vector.norm(dim=-1, keepdim=True)
+    angle = 2 * torch.atan2(sine, scalar)
+    return torch.where(sine > 1e-12, vector / sine.clamp_min(1e-12) * angle, 2 * vector)

@@ -1,0 +1,377 @@
+"""Laws of the geometry, over batch shapes and dtypes."""
+
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from conftest import random_poses
+
+from kaleido_diffusers import Cameras, trajectories
+from kaleido_diffusers.cameras import (
+    check_rigid,
+    convert_axes,
+    farthest_views,
+    invert_rigid,
+    look_at,
+    normalize_intrinsics,
+    pytorch3d_from_world_from_camera,
+    scene_frame,
+    view_distances,
+    world_from_camera_from_pytorch3d,
+)
+
+
+SHAPES = [(), (5,), (2, 3)]
+TIGHT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def make_cameras(*shape: int, seed: int = 0, height: int = 48, width: int = 64) -> Cameras:
+    generator = torch.Generator().manual_seed(seed)
+    intrinsics = torch.eye(3, dtype=torch.float64).repeat(*shape, 1, 1)
+    values = torch.rand(*shape, 5, generator=generator, dtype=torch.float64)
+    intrinsics[..., 0, 0], intrinsics[..., 1, 1] = 60 + 30 * values[..., 0], 60 + 30 * values[..., 1]
+    intrinsics[..., 0, 2], intrinsics[..., 1, 2] = 25 + 10 * values[..., 2], 20 + 10 * values[..., 3]
+    intrinsics[..., 0, 1] = values[..., 4]
+    return Cameras(random_poses(*shape, generator=generator), intrinsics, torch.tensor([height, width]))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_the_inverse_of_a_rigid_matrix(shape, dtype, tolerance):
+    poses = random_poses(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    eye = torch.eye(4, dtype=dtype).expand_as(poses)
+    torch.testing.assert_close(invert_rigid(poses) @ poses, eye, rtol=0, atol=tolerance)
+    torch.testing.assert_close(invert_rigid(invert_rigid(poses)), poses, rtol=0, atol=tolerance)
+    assert invert_rigid(poses).dtype == dtype
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_axes_convert_there_and_back(shape):
+    poses = random_poses(*shape, generator=torch.Generator().manual_seed(0))
+    names = ("opencv", "opengl", "pytorch3d")
+    for source in names:
+        for target in names:
+            there = convert_axes(poses, source, target)
+            torch.testing.assert_close(convert_axes(there, target, source), poses, **TIGHT)
+            check_rigid(there)
+    torch.testing.assert_close(world_from_camera_from_pytorch3d(*pytorch3d_from_world_from_camera(poses)), poses)
+
+
+def test_axes_mean_what_their_names_say():
+    """A camera at the origin that looks along the world's +X, with the world's +Z up."""
+    opencv = look_at(torch.zeros(3), torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]))
+    right, down, forward = opencv[:3, :3].T
+    assert right.tolist() == [0, -1, 0] and down.tolist() == [0, 0, -1] and forward.tolist() == [1, 0, 0]
+    opengl = convert_axes(opencv, "opencv", "opengl")
+    assert (opengl[:3, :3].T == torch.stack([right, -down, -forward])).all()
+    pytorch3d = convert_axes(opencv, "opencv", "pytorch3d")
+    assert (pytorch3d[:3, :3].T == torch.stack([-right, -down, forward])).all()
+
+
+def test_pytorch3d_multiplies_row_vectors():
+    pose = random_poses(generator=torch.Generator().manual_seed(0))
+    R, T = pytorch3d_from_world_from_camera(pose)
+    point_world = torch.randn(3, dtype=torch.float64)
+    opencv = (invert_rigid(pose) @ torch.cat([point_world, torch.ones(1, dtype=torch.float64)]))[:3]
+    torch.testing.assert_close(point_world @ R + T, opencv * torch.tensor([-1, -1, 1]), **TIGHT)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_projection_and_unprojection_are_inverse(shape):
+    cameras = make_cameras(*shape)
+    pixels = 60 * torch.rand(*shape, 7, 2, dtype=torch.float64)
+    depths = 0.5 + torch.rand(*shape, 7, dtype=torch.float64)
+    points = cameras.unproject(pixels, depths)
+    again, again_depths = cameras.project(points)
+    torch.testing.assert_close(again, pixels, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(again_depths, depths, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_crops_and_resizes_move_pixels_as_images_move(shape):
+    cameras = make_cameras(*shape)
+    points = cameras.unproject(10 + 30 * torch.rand(*shape, 7, 2).double(), 1 + torch.rand(*shape, 7).double())
+    pixels, _ = cameras.project(points)
+    cropped = cameras.cropped(5, -8, 40, 70)
+    torch.testing.assert_close(cropped.project(points)[0], pixels - torch.tensor([-8.0, 5.0]), rtol=1e-9, atol=1e-9)
+    assert cropped.image_sizes.expand(*shape, 2).reshape(-1, 2)[0].tolist() == [40, 70]
+    resized = cameras.resized(96, 32)
+    torch.testing.assert_close(resized.project(points)[0], pixels * torch.tensor([0.5, 2.0]), rtol=1e-9, atol=1e-9)
+    back = resized.resized(48, 64)
+    torch.testing.assert_close(back.intrinsics, cameras.intrinsics, **TIGHT)
+    torch.testing.assert_close(resized.normalized_intrinsics, cameras.normalized_intrinsics, **TIGHT)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 4, -1])
+def test_rolled_cameras_see_what_turned_images_show(turns):
+    skewed = make_cameras(4)
+    straight = skewed.intrinsics.clone()
+    straight[:, 0, 1] = 0
+    cameras = Cameras(skewed.world_from_camera, straight, [48, 64])
+    image = torch.arange(48 * 64.0).reshape(1, 48, 64)
+    turned = torch.rot90(image, turns, (-2, -1))
+    rolled = cameras.rolled(turns)
+    assert rolled.image_sizes[0].tolist() == list(turned.shape[-2:])
+    check_rigid(rolled.world_from_camera)
+    pixels = torch.tensor([[0.5, 0.5], [10.5, 7.5], [63.5, 47.5]], dtype=torch.float64)
+    points = cameras.unproject(pixels.expand(4, 3, 2), torch.ones(4, 3, dtype=torch.float64))
+    seen, depths = rolled.project(points)
+    torch.testing.assert_close(depths, torch.ones(4, 3, dtype=torch.float64))
+    for before, after in zip(pixels.long(), seen[0].floor().long()):
+        assert image[0, before[1], before[0]] == turned[0, after[1], after[0]]
+    if turns % 4:
+        with pytest.raises(ValueError, match="skew"):
+            skewed.rolled(turns)
+
+
+def test_rays_and_pluecker_coordinates():
+    cameras = make_cameras(2, 3, height=4, width=6)
+    origins, directions = cameras.rays()
+    assert origins.shape == directions.shape == (2, 3, 4, 6, 3)
+    pixels, depths = cameras.project((origins + 2 * directions).flatten(2, 3))
+    expected = torch.tensor([2.5, 1.5], dtype=torch.float64)  # column 2, row 1
+    torch.testing.assert_close(pixels.unflatten(2, (4, 6))[0, 0, 1, 2], expected, rtol=1e-9, atol=1e-9)
+    assert (depths > 0).all()
+    pluecker = cameras.plucker()
+    assert pluecker.shape == (2, 3, 4, 6, 6)
+    moved = torch.linalg.cross(origins + 3.7 * directions, directions)  # the moment does not depend on the point
+    torch.testing.assert_close(pluecker[..., 3:], moved, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close((pluecker[..., :3] * pluecker[..., 3:]).sum(-1).abs().max(), torch.zeros(()).double())
+    mixed = Cameras.cat([make_cameras(1), make_cameras(1, height=40)])
+    with pytest.raises(ValueError, match="one image size"):
+        mixed.rays()
+
+
+def test_relative_poses_compose():
+    a, b, c = (make_cameras(4, seed=seed) for seed in range(3))
+    torch.testing.assert_close(b.relative_to(c) @ a.relative_to(b), a.relative_to(c), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(a.relative_to(a), torch.eye(4).double().expand(4, 4, 4), rtol=0, atol=1e-12)
+
+
+def test_cameras_index_join_and_move_like_tensors():
+    cameras = make_cameras(2, 3)
+    assert cameras[0].shape == (3,) and cameras[:, 1].shape == (2,) and cameras[..., 0].shape == (2,)
+    assert cameras[None].shape == (1, 2, 3) and cameras[0, [0, 2]].shape == (2,)
+    assert len(list(cameras)) == 2
+    assert Cameras.cat([cameras, cameras]).shape == (4, 3)
+    assert Cameras.stack([cameras, cameras]).shape == (2, 2, 3)
+    with pytest.raises(IndexError):
+        cameras[0, 0, 0]
+    with pytest.raises(TypeError):
+        len(cameras[0, 0])
+    single = cameras.to(torch.float32)
+    assert single.intrinsics.dtype == torch.float32 and single.image_sizes.dtype == torch.int64
+    assert cameras.intrinsics.dtype == torch.float64, "nothing changes in place"
+    copy = pickle.loads(pickle.dumps(cameras))
+    assert torch.equal(copy.world_from_camera, cameras.world_from_camera)
+    with pytest.raises(AttributeError, match="immutable"):
+        cameras.intrinsics = None
+
+
+def test_fields_of_view():
+    cameras = Cameras.from_fov(torch.eye(4).expand(3, 4, 4), 60.0, [30, 40])
+    torch.testing.assert_close(cameras.fov[:, 0], torch.full((3,), 60.0).double())
+    vertical = 2 * math.degrees(math.atan(30 / 40 * math.tan(math.radians(30))))
+    torch.testing.assert_close(cameras.fov[:, 1], torch.full((3,), vertical).double())
+
+
+# The normalised scene
+
+
+@pytest.mark.parametrize("num_references", [0, 1, 3])
+def test_normalising_has_an_inverse_and_forgets_the_world(num_references):
+    generator = torch.Generator().manual_seed(0)
+    cameras = make_cameras(5)
+    poses = cameras.world_from_camera
+    frame = scene_frame(poses, num_references)
+    torch.testing.assert_close(cameras.normalized(frame).denormalized(frame).world_from_camera, poses, **TIGHT)
+    world = random_poses(generator=generator, spread=4.0)
+    moved = world @ poses
+    moved[..., :3, 3] *= 7.0
+    again = scene_frame(moved, num_references).normalize(moved)
+    torch.testing.assert_close(again, frame.normalize(poses), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(again[0], torch.eye(4).double(), rtol=0, atol=1e-9)
+
+
+def test_the_unit_of_a_scene():
+    poses = torch.eye(4, dtype=torch.float64).repeat(4, 1, 1)
+    poses[:, 0, 3] = torch.tensor([0.0, 2.0, 3.0, 10.0])
+    assert scene_frame(poses, 3).scale == 3.0, "the largest distance between two references"
+    assert scene_frame(poses, 1).scale == 10.0, "one reference: the largest distance from it"
+    assert scene_frame(poses, 0).scale == 10.0
+    assert scene_frame(poses, 3, camera_scale=2.0).scale == 1.5
+    assert scene_frame(poses[:1], 1).scale == 1.0
+    assert scene_frame(poses.expand(2, 4, 4, 4), 3).scale.tolist() == [3.0, 3.0]
+    with pytest.raises(ValueError, match="camera_scale"):
+        scene_frame(poses, 3, camera_scale=0.0)
+    with pytest.raises(ValueError, match="num_references"):
+        scene_frame(poses, 5)
+
+
+def test_view_distances_count_metres_radians_and_seconds():
+    poses = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
+    poses[1, 0, 3] = 2.0
+    poses[2, :3, :3] = look_at(torch.zeros(3), torch.tensor([1.0, 0, 0]), torch.tensor([0.0, -1, 0]))[:3, :3]
+    times = torch.tensor([0.0, 0.5, 0.0])
+    expected = torch.tensor([0.0, 2.0, math.pi / 2])
+    torch.testing.assert_close(view_distances(poses, poses)[0].float(), expected)
+    torch.testing.assert_close(view_distances(poses, poses, times, times)[0].float(), expected + times)
+    torch.testing.assert_close(view_distances(times_a=times, times_b=times)[0], times)
+    with pytest.raises(ValueError, match="poses or times"):
+        view_distances()
+
+
+def test_farthest_views_spread():
+    line = torch.tensor([0.0, 1.0, 2.0, 3.0, 10.0])
+    distances = (line[:, None] - line).abs()
+    assert farthest_views(distances, 3) == [2, 4, 0]
+    assert farthest_views(distances, 1, chosen=[0]) == [4]
+    with pytest.raises(ValueError, match="between 0 and 5"):
+        farthest_views(distances, 6)
+
+
+# Bad input
+
+
+def nan_pose():
+    pose = torch.eye(4)
+    pose[0, 3] = math.nan
+    return pose
+
+
+@pytest.mark.parametrize(
+    "pose, message",
+    [
+        (nan_pose(), "NaN or infinite"),
+        (2 * torch.eye(4), "last row"),
+        (torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])), "scaled or sheared"),
+        (torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0])), "reflection"),
+        (torch.eye(3), r"\[\.\.\., 4, 4\]"),
+    ],
+)
+def test_poses_that_are_not_rigid(pose, message):
+    with pytest.raises(ValueError, match=message):
+        Cameras(pose, torch.eye(3), [4, 4])
+
+
+def test_the_error_names_the_pose():
+    poses = torch.eye(4).repeat(5, 1, 1)
+    poses[3] *= 2
+    with pytest.raises(ValueError, match="number 3"):
+        Cameras(poses, torch.eye(3), [4, 4])
+
+
+@pytest.mark.parametrize(
+    "intrinsics, sizes, message",
+    [
+        (torch.zeros(3, 3), [4, 4], "positive focal"),
+        (torch.diag(torch.tensor([1.0, -1.0, 1.0])), [4, 4], "positive focal"),
+        (torch.full((3, 3), math.nan), [4, 4], "finite"),
+        (torch.ones(3, 3), [4, 4], "upper triangular"),
+        (torch.eye(4), [4, 4], "`intrinsics` must have shape"),
+        (torch.eye(3), [0, 4], "positive whole"),
+        (torch.eye(3), [4.5, 4], "positive whole"),
+        (torch.eye(3), [4, 4, 3], "`image_sizes` must have shape"),
+        ("lens", [4, 4], "`intrinsics` must be a tensor"),
+    ],
+)
+def test_lenses_that_cannot_be(intrinsics, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        Cameras(torch.eye(4), intrinsics, sizes)
+
+
+def test_a_principal_point_outside_the_image_is_a_warning():
+    intrinsics = torch.tensor([[50.0, 0.0, 70.0], [0.0, 50.0, 20.0], [0.0, 0.0, 1.0]])
+    with pytest.warns(UserWarning, match="1 of 1 cameras lies outside"):
+        Cameras(torch.eye(4), intrinsics, [48, 64])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Cameras(torch.eye(4), intrinsics, [48, 80]).cropped(0, 0, 48, 64)
+
+
+def test_normalised_intrinsics_have_no_pixels():
+    intrinsics = torch.tensor([[50.0, 0.0, 32.0], [0.0, 60.0, 20.0], [0.0, 0.0, 1.0]])
+    expected = torch.tensor([[50 / 64, 0.0, 0.5], [0.0, 1.5, 0.5], [0.0, 0.0, 1.0]])
+    torch.testing.assert_close(normalize_intrinsics(intrinsics, torch.tensor([40, 64])), expected)
+
+
+# Paths
+
+
+def ring(count: int = 12, height: float = 1.0) -> Cameras:
+    angles = torch.arange(count, dtype=torch.float64) * 2 * math.pi / count
+    centers = torch.stack([3 * angles.cos(), 3 * angles.sin(), torch.full_like(angles, height)], dim=-1)
+    focus, up = torch.tensor([0.0, 0.0, 0.2]).double(), torch.tensor([0.0, 0.0, 1.0]).double()
+    return Cameras.from_fov(look_at(centers, focus, up), 50.0, [32, 32])
+
+
+def test_focus_and_up_of_a_ring():
+    cameras = ring()
+    focus, up = torch.tensor([[0.0, 0.0, 0.2], [0.0, 0.0, 1.0]]).double()
+    torch.testing.assert_close(trajectories.focus_point(cameras), focus, atol=5e-3, rtol=0)
+    torch.testing.assert_close(trajectories.up_direction(cameras), up, atol=1e-6, rtol=0)
+    torch.testing.assert_close(trajectories.up_direction(cameras[:2]), up, atol=1e-2, rtol=0)
+
+
+def test_orbit():
+    path = trajectories.orbit(ring(), 8)
+    focus = trajectories.focus_point(ring())
+    distances = (path.centers - focus).norm(dim=-1)
+    torch.testing.assert_close(distances, distances[:1].expand(8))
+    pixels, depths = path.project(focus.expand(8, 1, 3))
+    torch.testing.assert_close(pixels, torch.full((8, 1, 2), 16.0).double(), rtol=1e-6, atol=1e-6)
+    assert (depths > 0).all()
+    steps = (path.centers.roll(-1, 0) - path.centers).norm(dim=-1)
+    torch.testing.assert_close(steps, steps[:1].expand(8), msg="a full circle closes without repeating its start")
+    high = trajectories.orbit(ring(), 4, degrees=90, elevation=60, radius=2.0)
+    torch.testing.assert_close((high.centers - focus)[:, 2], torch.full((4,), 2 * math.sin(math.pi / 3)).double())
+    with pytest.raises(ValueError, match="radius"):
+        trajectories.orbit(ring(), 4, radius=-1.0)
+    with pytest.raises(ValueError, match="num_views"):
+        trajectories.orbit(ring(), 0)
+
+
+def test_spiral_starts_at_the_first_camera_and_looks_at_the_focus():
+    path = trajectories.spiral(ring(), 10)
+    torch.testing.assert_close(path.centers[0], ring().centers[0])
+    pixels, _ = path.project(trajectories.focus_point(ring()).expand(10, 1, 3))
+    torch.testing.assert_close(pixels, torch.full((10, 1, 2), 16.0).double(), rtol=1e-6, atol=1e-6)
+
+
+def test_dolly_zoom_keeps_the_subject_in_size():
+    cameras, path = ring(), trajectories.dolly_zoom(ring(), 5, factor=3.0)
+    focus = trajectories.focus_point(cameras)
+    sideways = cameras.world_from_camera[0, :3, 0]
+    sizes = []
+    for camera in path:
+        pixels, _ = camera.project(torch.stack([focus - 0.1 * sideways, focus + 0.1 * sideways]))
+        sizes.append((pixels[1] - pixels[0]).norm())
+    torch.testing.assert_close(torch.stack(sizes), torch.stack(sizes[:1]).expand(5), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(path.intrinsics[-1, 0, 0], 3 * path.intrinsics[0, 0, 0])
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_keyframes_pass_through_the_keys_without_a_jolt(closed):
+    keys = make_cameras(4)
+    keys = Cameras(keys.world_from_camera, keys.intrinsics, keys.image_sizes)
+    count = 4 + closed
+    path = trajectories.keyframes(keys, (count - 1) * 200 + 1, closed=closed)
+    torch.testing.assert_close(path.world_from_camera[::200][:4], keys.world_from_camera, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(path.intrinsics[::200][:4], keys.intrinsics, rtol=1e-7, atol=1e-7)
+    jumps = path.world_from_camera.diff(dim=0).diff(dim=0).abs().amax((-2, -1))
+    moves = path.world_from_camera.diff(dim=0).abs().amax((-2, -1))
+    assert jumps.max() < 0.05 * moves.max(), "velocity and angular velocity are continuous"
+    with pytest.raises(ValueError, match="two cameras"):
+        trajectories.keyframes(keys[:1], 5)
+
+
+def test_rotation_vectors_near_zero_and_half_turns():
+    from kaleido_diffusers.trajectories import _so3_exp, _so3_log
+
+    axis = torch.nn.functional.normalize(torch.tensor([1.0, -2.0, 0.5]).double(), dim=0)
+    for angle in (0.0, 1e-9, 1e-4, 1.0, math.pi - 1e-7):
+        torch.testing.assert_close(_so3_log(_so3_exp(angle * axis)), angle * axis, rtol=1e-6, atol=1e-9)
+    half = _so3_exp(math.pi * axis)
+    torch.testing.assert_close(_so3_exp(_so3_log(half)), half, rtol=0, atol=1e-9)
