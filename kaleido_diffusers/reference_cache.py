@@ -1,0 +1,104 @@
+"""What the transformer remembers of the views that it has encoded."""
+
+from collections.abc import Sequence
+
+import torch
+
+
+__all__ = ["KaleidoReferenceCache"]
+
+
+class KaleidoReferenceCache:
+    """
+    Keys and values of the memory views in every `"global"` layer, position encoding applied.
+
+    Made and grown by [`KaleidoTransformer3DModel.encode_views`]. Memory views never see targets and their timestep is
+    0, so what is kept here holds for every sampling step and every target. Poses of targets must be given in the frame
+    and unit in which those of the memory were given.
+    """
+
+    def __init__(self):
+        self.num_views = 0
+        self._buffers: dict[int, torch.Tensor] = {}  # layer -> [2, B, capacity, L, heads, D], keys and values
+
+    def __len__(self) -> int:
+        return self.num_views
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the batch; 0 while empty."""
+        return next((buffer.shape[1] for buffer in self._buffers.values()), 0)
+
+    @property
+    def tokens_per_view(self) -> int:
+        """Tokens of each view; 0 while empty."""
+        return next((buffer.shape[3] for buffer in self._buffers.values()), 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers, room for views yet to come included."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values `[B, num_views, L, heads, D]` of one layer."""
+        keys, values = self._buffers[index][:, :, : self.num_views]
+        return keys, values
+
+    def extend(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values `[B, num_views + V, L, heads, D]` of a layer: the memory, then those given
+        `[B, V, L, heads, D]`. The latter are written behind the memory, into a buffer that is reused, and belong to
+        it only after [`~KaleidoReferenceCache.commit`]. With gradients enabled nothing is written in place."""
+        start, end = self.num_views, self.num_views + key.shape[1]
+        buffer = self._buffers.get(index)
+        if torch.is_grad_enabled():
+            new = torch.stack([key, value])
+            buffer = new if buffer is None else torch.cat([buffer[:, :, :start], new], dim=2)
+        else:
+            if buffer is None or buffer.shape[2] < end:
+                grown = key.new_empty(2, key.shape[0], end, *key.shape[2:])
+                if buffer is not None:
+                    grown[:, :, :start] = buffer[:, :, :start]
+                buffer = grown
+            buffer[0, :, start:end] = key
+            buffer[1, :, start:end] = value
+        self._buffers[index] = buffer
+        return buffer[0, :, :end], buffer[1, :, :end]
+
+    def commit(self, num_views: int) -> None:
+        """Takes the `num_views` views last written by [`~KaleidoReferenceCache.extend`] into the memory."""
+        self.num_views += num_views
+
+    def select(self, views: torch.Tensor | Sequence[int]) -> "KaleidoReferenceCache":
+        """A new cache of some of the views, `views` being indices `[K]`, or `[B, K]` with a choice for each row.
+
+        The views keep what they saw when they were encoded: this is not the same as encoding them alone.
+        """
+        views = torch.as_tensor(views, dtype=torch.long)
+        if views.numel() and not (0 <= views.min() and views.max() < self.num_views):
+            raise IndexError(f"`views` must lie between 0 and {self.num_views - 1}, got {views.tolist()}.")
+        views = views.expand(self.batch_size, -1)
+        rows = torch.arange(self.batch_size).unsqueeze(-1)
+        return self._map(lambda buffer: buffer[:, rows.to(buffer.device), views.to(buffer.device)], views.shape[-1])
+
+    def to(self, *args, **kwargs) -> "KaleidoReferenceCache":
+        """A new cache on another device or in another dtype, as `torch.Tensor.to` has it."""
+        return self._map(lambda buffer: buffer.to(*args, **kwargs))
+
+    @classmethod
+    def cat(cls, caches: Sequence["KaleidoReferenceCache"]) -> "KaleidoReferenceCache":
+        """A new cache with the rows of all `caches`, which must hold equally many views."""
+        counts = [cache.num_views for cache in caches]
+        if len(set(counts)) != 1:
+            raise ValueError(f"Caches of one batch must hold equally many views, got {counts}.")
+        first = caches[0]
+        joined = cls()
+        joined.num_views = first.num_views
+        for index in first._buffers:
+            joined._buffers[index] = torch.cat([cache._buffers[index][:, :, : counts[0]] for cache in caches], dim=1)
+        return joined
+
+    def _map(self, fn, num_views: int | None = None) -> "KaleidoReferenceCache":
+        mapped = KaleidoReferenceCache()
+        mapped.num_views = self.num_views if num_views is None else num_views
+        mapped._buffers = {index: fn(buffer[:, :, : self.num_views]) for index, buffer in self._buffers.items()}
+        return mapped

@@ -1,0 +1,106 @@
+import os
+from pathlib import Path
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from kaleido_diffusers import (  # noqa: E402
+    KaleidoTransformer3DModel,
+    KaleidoViewSynthesisPipeline,
+    RectifiedFlowViewScheduler,
+)
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+TINY = {
+    "patch_size": 4,
+    "num_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "attention_head_dim": 32,
+    "rope_axes_dim": (6, 6, 4),
+    "ffn_dim": 48,
+    "sample_size": 8,
+}
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Every parameter random: gates that start at zero would pass any test."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            scale = 0.3 if parameter.ndim < 2 or "table" in name else parameter.shape[-1] ** -0.5
+            parameter.copy_(values * scale + ("norm" in name and name.endswith("weight")))
+    return model
+
+
+def make_model(dtype: torch.dtype = torch.float32, seed: int = 0, **config) -> KaleidoTransformer3DModel:
+    return randomize(KaleidoTransformer3DModel(**{**TINY, **config}), seed).to(dtype).eval()
+
+
+def make_pipeline(prediction_type: str = "sample", vae=None, **config) -> KaleidoViewSynthesisPipeline:
+    pipe = KaleidoViewSynthesisPipeline(
+        make_model(**config), RectifiedFlowViewScheduler(prediction_type=prediction_type), vae
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def random_poses(*shape: int, generator: torch.Generator, spread: float = 1.0) -> torch.Tensor:
+    """Rigid matrices `[*shape, 4, 4]` in float64."""
+    q, r = torch.linalg.qr(torch.randn(*shape, 3, 3, generator=generator, dtype=torch.float64))
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    q = q * torch.linalg.det(q)[..., None, None]
+    poses = torch.eye(4, dtype=torch.float64).repeat(*shape, 1, 1)
+    poses[..., :3, :3] = q
+    poses[..., :3, 3] = spread * torch.randn(*shape, 3, generator=generator, dtype=torch.float64)
+    return poses
+
+
+def random_lenses(*shape: int, generator: torch.Generator) -> torch.Tensor:
+    """Normalised intrinsics `[*shape, 3, 3]` in float64, principal points off centre."""
+    lenses = torch.eye(3, dtype=torch.float64).repeat(*shape, 1, 1)
+    values = torch.rand(*shape, 4, generator=generator, dtype=torch.float64)
+    lenses[..., 0, 0], lenses[..., 1, 1] = 0.8 + values[..., 0], 0.8 + values[..., 1]
+    lenses[..., 0, 2], lenses[..., 1, 2] = 0.4 + 0.2 * values[..., 2], 0.4 + 0.2 * values[..., 3]
+    return lenses
+
+
+class Views:
+    """Random arguments of the transformer for `num_views` views, in float64."""
+
+    def __init__(self, num_views: int, batch: int = 2, size: int = 8, seed: int = 0, channels: int = 3):
+        generator = torch.Generator().manual_seed(seed)
+        self.hidden_states = torch.randn(
+            batch, num_views, channels, size, size, generator=generator, dtype=torch.float64
+        )
+        self.timestep = 1000 * torch.rand(batch, num_views, generator=generator, dtype=torch.float64)
+        self.poses = random_poses(batch, num_views, generator=generator)
+        self.intrinsics = random_lenses(batch, num_views, generator=generator)
+        self.times = torch.rand(batch, num_views, generator=generator, dtype=torch.float64)
+
+    def clean(self, num_references: int) -> "Views":
+        self.timestep[:, :num_references] = 0
+        return self
+
+    def kwargs(self, index=slice(None), **replaced) -> dict[str, torch.Tensor]:
+        values = {**vars(self), **replaced}
+        return {name: None if value is None else value[:, index] for name, value in values.items()}
+
+
+@pytest.fixture
+def fox() -> Path:
+    return shared("captures/fox")
+
+
+def shared(path: str) -> Path:
+    """Shared test data, or a skip that says what is absent."""
+    if not (SHARED / path).exists():
+        pytest.skip(f"shared data {path} is absent")
+    return SHARED / path
