@@ -1,0 +1,77 @@
+"""Makes the sample capture that ships with the package: one synthetic world, ray cast with exact cameras.
+
+python examples/make_sample_capture.py sample/
+"""
+
+import sys
+
+import torch
+
+from kaleido_diffusers import Cameras
+from kaleido_diffusers.cameras import look_at
+from kaleido_diffusers.data.export import write_capture
+from kaleido_diffusers.data.images import tensor_to_image
+from kaleido_diffusers.data.synthetic import SHAPES, TEXTURES, Worlds, make_worlds, render
+
+
+NUM_VIEWS = 40
+SIZE = 192
+FOV = 46.0
+
+
+def sample_world() -> Worlds:
+    """A ball, a ring, a cone and a box on a plain table under a blue sky."""
+    world = make_worlds([0], level="scene", max_solids=1)
+    solids = [  # shape, half extents, place, turn, texture, two colours, frequency
+        ("box", (0.42, 0.42, 0.42), (-0.55, 0.45, 0.42), 0.5, "dots", (0.05, 0.16, 0.55), (0.9, 0.85, 0.3), 3.0),
+        ("ellipsoid", (0.45, 0.45, 0.45), (0.6, 0.6, 0.45), 0.0, "checks", (0.75, 0.06, 0.05), (0.9, 0.9, 0.85), 3.0),
+        ("cone", (0.5, 0.5, 0.5), (-0.45, -0.6, 0.5), 0.0, "stripes", (0.85, 0.35, 0.03), (0.98, 0.8, 0.4), 3.4),
+        ("torus", (0.42, 0.42, 0.42), (0.62, -0.5, 0.17), 0.0, "checks", (0.02, 0.35, 0.3), (0.4, 0.85, 0.6), 3.2),
+    ]
+    world.shape.zero_()
+    for index, (shape, size, place, turn, texture, first, second, frequency) in enumerate(solids):
+        angle = torch.tensor(turn)
+        world.shape[0, index] = SHAPES.index(shape)
+        world.size[0, index] = torch.tensor(size)
+        world.center[0, index] = torch.tensor(place)
+        world.rotation[0, index] = torch.eye(3)
+        world.rotation[0, index, :2, :2] = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])
+        world.texture[0, index] = TEXTURES.index(texture)
+        world.colors[0, index] = torch.tensor([first, second])
+        world.frequency[0, index] = frequency
+        world.offset[0, index] = 0.25
+    world.gloss[0] = 0.15
+    world.texture[0, -1], world.frequency[0, -1], world.gloss[0, -1] = TEXTURES.index("checks"), 1.0, 0.0
+    world.colors[0, -1] = torch.tensor([[0.42, 0.36, 0.3], [0.55, 0.5, 0.44]])
+    world.offset[0, -1] = 0.0
+    world.sky[0] = torch.tensor([[0.75, 0.85, 0.95], [0.25, 0.45, 0.8]])
+    world.light[0] = torch.nn.functional.normalize(torch.tensor([0.5, -0.35, 0.9]), dim=0)
+    world.ambient[0] = 0.35
+    return world
+
+
+def sample_cameras(num_views: int, generator: torch.Generator) -> Cameras:
+    """Cameras all around, between 12 and 50 degrees up, that look at the middle of the table (give or take)."""
+    turns = (torch.arange(num_views) + torch.rand(num_views, generator=generator)) / num_views
+    azimuth = 2 * torch.pi * turns
+    elevation = torch.deg2rad(12 + 38 * torch.rand(num_views, generator=generator))
+    distance = 3.1 + 0.9 * torch.rand(num_views, generator=generator)
+    direction = torch.stack(
+        [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
+    )
+    aim = torch.tensor([0.0, 0.0, 0.3]) + 0.12 * torch.randn(num_views, 3, generator=generator)
+    poses = look_at(
+        (aim + distance[:, None] * direction).double(), aim.double(), torch.tensor([0.0, 0.0, 1.0]).double()
+    )
+    return Cameras.from_fov(poses, FOV, torch.tensor([SIZE, SIZE]))
+
+
+def main(folder: str) -> None:
+    cameras = sample_cameras(NUM_VIEWS, torch.Generator().manual_seed(0))
+    poses, intrinsics = cameras.world_from_camera[None], cameras.normalized_intrinsics[None]
+    views = render(sample_world(), poses, intrinsics, size=(SIZE, SIZE), samples=4)[0]
+    print(write_capture(folder, [tensor_to_image(view) for view in views], cameras, suffix=".jpg"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
