@@ -1,0 +1,182 @@
+"""`kaleido render`: new views of a capture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from .. import trajectories
+from ..bundled import bundled_checkpoint, sample_capture
+from ..cameras import Cameras, scene_frame, view_distances
+from ..data.export import write_video
+from ..data.images import as_image_tensor, fit_views, tensor_to_image
+from ..data.scene import Scene, load_scene
+from ..data.view_sampling import choose_references, held_out_views
+from ..evaluation.metrics import psnr
+from ..evaluation.report import contact_sheet
+from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
+
+
+__all__ = ["Render"]
+
+PATHS = {
+    "orbit": trajectories.orbit,
+    "spiral": trajectories.spiral,
+    "dolly-zoom": trajectories.dolly_zoom,
+    "keyframes": trajectories.keyframes,
+}
+
+
+@dataclass
+class Render:
+    """Renders views that were kept back from a capture, next to the true photos, and flies through it."""
+
+    capture: Annotated[str, tyro.conf.Positional] = "sample"
+    """Folder of the capture (transforms.json), or `sample` for the one that ships with the package."""
+    checkpoint: str = "bundled"
+    """Folder or Hub id of a pipeline, or `bundled`."""
+    references: int = 6
+    """Photos given to the model, spread over the capture."""
+    targets: str = "held-out"
+    """Photos to render: `held-out` (every 8th, by name), numbers such as `3,7`, or `none`."""
+    trajectory: Literal["none", "orbit", "spiral", "dolly-zoom", "keyframes"] = "none"
+    """Camera path of a fly-through."""
+    views: int = 48
+    """Views of the fly-through."""
+    fps: float = 12.0
+    """Frames a second of the fly-through."""
+    height: int | None = None
+    """Height of the views in pixels; the model's own when not given."""
+    width: int | None = None
+    """Width of the views in pixels; the model's own when not given."""
+    steps: int = 25
+    """Denoising steps."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance; 1 for none."""
+    views_per_group: int = 4
+    """Views denoised together."""
+    max_memory_views: int | None = None
+    """Most views that a group attends to; all when not given."""
+    generation_order: Literal["given", "nearest", "anchors"] = "given"
+    """Order in which targets are generated."""
+    seed: int = 0
+    """Seed of the noise."""
+    missing: Literal["error", "skip"] = "skip"
+    """What to do about photos that the capture lists but does not have."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `mps`, or `auto`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the weights."""
+    attention_backend: str | None = None
+    """A backend of diffusers, such as `flash` or `xformers`."""
+    output: Path = Path("renders")
+    """Folder for what is written."""
+
+    def run(self) -> None:
+        folder = sample_capture() if self.capture == "sample" else self.capture
+        scene = load_scene(folder, missing=self.missing)
+        targets = self._targets(len(scene))
+        references = choose_references(
+            scene.cameras, self.references, [view for view in range(len(scene)) if view not in targets]
+        )
+        pipe = self._pipeline()
+        height = self.height or pipe.transformer.config.sample_size * pipe.vae_scale_factor
+        width = self.width or pipe.transformer.config.sample_size * pipe.vae_scale_factor
+        print(f"{scene.name}: {len(scene)} photos; references {references}; targets {targets or 'none'}")
+        self.output.mkdir(parents=True, exist_ok=True)
+        written = []
+        if targets:
+            written += self._render_photos(pipe, scene, references, targets, (height, width))
+        if self.trajectory != "none":
+            written.append(self._render_path(pipe, scene, references, (height, width)))
+        for path in written:
+            print(f"wrote {path}")
+
+    def _targets(self, num_views: int) -> list[int]:
+        if self.targets == "none":
+            return []
+        if self.targets == "held-out":
+            return held_out_views(num_views)
+        try:
+            targets = [int(word) for word in self.targets.split(",")]
+        except ValueError:
+            targets = [-1]
+        if not all(0 <= target < num_views for target in targets):
+            raise ValueError(
+                f"--targets must be `held-out`, `none`, or numbers from 0 to {num_views - 1} with commas, got"
+                f" {self.targets!r}."
+            )
+        return targets
+
+    def _pipeline(self) -> KaleidoViewSynthesisPipeline:
+        checkpoint = bundled_checkpoint() if self.checkpoint == "bundled" else self.checkpoint
+        pipe = KaleidoViewSynthesisPipeline.from_pretrained(checkpoint, dtype=getattr(torch, self.dtype))
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        pipe.to(device)
+        if self.attention_backend is not None:
+            pipe.transformer.set_attention_backend(self.attention_backend)
+        return pipe
+
+    def _generate(self, pipe, scene: Scene, references: Sequence[int], cameras: Cameras, size) -> torch.Tensor:
+        """Views `[M, 3, H, W]` in [0, 1]."""
+        return pipe(
+            scene.images[references],
+            scene.cameras[references],
+            cameras,
+            height=size[0],
+            width=size[1],
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            views_per_group=self.views_per_group,
+            max_memory_views=self.max_memory_views,
+            generation_order=self.generation_order,
+            generator=torch.Generator().manual_seed(self.seed),
+            output_type="pt",
+        ).images
+
+    def _render_photos(self, pipe, scene: Scene, references, targets, size) -> list[Path]:
+        generated = self._generate(pipe, scene, references, scene.cameras[targets], size)
+
+        def photos(views: Sequence[int]) -> torch.Tensor:
+            return torch.stack([fit_views(as_image_tensor(scene.images[v]), None, *size)[0] for v in views])
+
+        truth, given = photos(targets), photos(references)
+        poses = scene.cameras[references + targets].world_from_camera
+        poses = scene_frame(poses, len(references)).normalize(poses)
+        nearest = given[view_distances(poses[len(references) :], poses[: len(references)]).argmin(-1)]
+        scores, baseline = psnr(generated, truth), psnr(nearest, truth)
+        print(f"{'target':>8}  {'generated':>9}  {'nearest reference':>17}   (PSNR, dB)")
+        for target, score, base in zip(targets, scores, baseline):
+            print(f"{target:>8}  {score:>9.2f}  {base:>17.2f}")
+        print(f"{'mean':>8}  {scores.mean():>9.2f}  {baseline.mean():>17.2f}")
+
+        rows = {
+            "generated": generated,
+            "truth": truth,
+            "difference": (generated - truth).abs(),
+            "nearest ref.": nearest,
+        }
+        captions = [f"{score:.1f} dB (nearest {base:.1f})" for score, base in zip(scores, baseline)]
+        sheet = self.output / f"{scene.name}_sheet.png"
+        contact_sheet(given, rows, captions).save(sheet)
+        folder = self.output / f"{scene.name}_views"
+        folder.mkdir(exist_ok=True)
+        views = [folder / f"{target:04d}.png" for target in targets]
+        for path, view in zip(views, generated):
+            tensor_to_image(view).save(path)
+        return [sheet, *views]
+
+    def _render_path(self, pipe, scene: Scene, references, size) -> Path:
+        cameras = PATHS[self.trajectory](scene.cameras[references], num_views=self.views)
+        frames = [tensor_to_image(view) for view in self._generate(pipe, scene, references, cameras, size)]
+        path = self.output / f"{scene.name}_{self.trajectory}.mp4"
+        try:
+            return write_video(path, frames, self.fps)
+        except ImportError as error:
+            print(f"{error} Writing a GIF.")
+            return write_video(path.with_suffix(".gif"), frames, self.fps)
