@@ -1,11 +1,13 @@
 """Makes the sample capture that ships with the package: one synthetic world, ray cast with exact cameras.
 
-python examples/make_sample_capture.py sample/
+python examples/make_sample_capture.py --output kaleido_diffusers/data/sample
 """
 
-import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import tyro
 
 from kaleido_diffusers import Cameras
 from kaleido_diffusers.cameras import look_at
@@ -14,16 +16,23 @@ from kaleido_diffusers.data.images import tensor_to_image
 from kaleido_diffusers.data.synthetic import SHAPES, TEXTURES, Worlds, make_worlds, render
 
 
-NUM_VIEWS = 40
-SIZE = 192
-FOV = 46.0
+@dataclass
+class Config:
+    output: Path
+    """Folder of the capture."""
+    views: int = 40
+    """Photos."""
+    size: int = 192
+    """Height and width in pixels."""
+    seed: int = 0
+    """Another seed photographs the same table from elsewhere."""
 
 
 def sample_world() -> Worlds:
     """A ball, a ring, a cone and a box on a plain table under a blue sky."""
     world = make_worlds([0], level="scene", max_solids=1)
     solids = [  # shape, half extents, place, turn, texture, two colours, frequency
-        ("box", (0.42, 0.42, 0.42), (-0.55, 0.45, 0.42), 0.5, "dots", (0.05, 0.16, 0.55), (0.9, 0.85, 0.3), 3.0),
+        ("box", (0.42, 0.42, 0.42), (-0.55, 0.45, 0.42), 0.5, "dots", (0.05, 0.16, 0.55), (0.9, 0.85, 0.3), 2.38),
         ("ellipsoid", (0.45, 0.45, 0.45), (0.6, 0.6, 0.45), 0.0, "checks", (0.75, 0.06, 0.05), (0.9, 0.9, 0.85), 3.0),
         ("cone", (0.5, 0.5, 0.5), (-0.45, -0.6, 0.5), 0.0, "stripes", (0.85, 0.35, 0.03), (0.98, 0.8, 0.4), 3.4),
         ("torus", (0.42, 0.42, 0.42), (0.62, -0.5, 0.17), 0.0, "checks", (0.02, 0.35, 0.3), (0.4, 0.85, 0.6), 3.2),
@@ -39,7 +48,7 @@ def sample_world() -> Worlds:
         world.texture[0, index] = TEXTURES.index(texture)
         world.colors[0, index] = torch.tensor([first, second])
         world.frequency[0, index] = frequency
-        world.offset[0, index] = 0.25
+        world.offset[0, index] = 0.0 if texture == "dots" else 0.25
     world.gloss[0] = 0.15
     world.texture[0, -1], world.frequency[0, -1], world.gloss[0, -1] = TEXTURES.index("checks"), 1.0, 0.0
     world.colors[0, -1] = torch.tensor([[0.42, 0.36, 0.3], [0.55, 0.5, 0.44]])
@@ -50,28 +59,31 @@ def sample_world() -> Worlds:
     return world
 
 
-def sample_cameras(num_views: int, generator: torch.Generator) -> Cameras:
+def sample_cameras(config: Config) -> Cameras:
     """Cameras all around, between 12 and 50 degrees up, that look at the middle of the table (give or take)."""
-    turns = (torch.arange(num_views) + torch.rand(num_views, generator=generator)) / num_views
+    generator = torch.Generator().manual_seed(config.seed)
+    turns = (torch.arange(config.views) + torch.rand(config.views, generator=generator)) / config.views
     azimuth = 2 * torch.pi * turns
-    elevation = torch.deg2rad(12 + 38 * torch.rand(num_views, generator=generator))
-    distance = 3.1 + 0.9 * torch.rand(num_views, generator=generator)
+    elevation = torch.deg2rad(12 + 38 * torch.rand(config.views, generator=generator))
+    distance = 3.1 + 0.9 * torch.rand(config.views, generator=generator)
     direction = torch.stack(
         [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
     )
-    aim = torch.tensor([0.0, 0.0, 0.3]) + 0.12 * torch.randn(num_views, 3, generator=generator)
-    poses = look_at(
-        (aim + distance[:, None] * direction).double(), aim.double(), torch.tensor([0.0, 0.0, 1.0]).double()
-    )
-    return Cameras.from_fov(poses, FOV, torch.tensor([SIZE, SIZE]))
+    aim = torch.tensor([0.0, 0.0, 0.3]) + 0.12 * torch.randn(config.views, 3, generator=generator)
+    poses = look_at(aim + distance[:, None] * direction, aim, torch.tensor([0.0, 0.0, 1.0]))
+    return Cameras.from_fov(poses, 46.0, torch.tensor([config.size, config.size]))
 
 
-def main(folder: str) -> None:
-    cameras = sample_cameras(NUM_VIEWS, torch.Generator().manual_seed(0))
-    poses, intrinsics = cameras.world_from_camera[None], cameras.normalized_intrinsics[None]
-    views = render(sample_world(), poses, intrinsics, size=(SIZE, SIZE), samples=4)[0]
-    print(write_capture(folder, [tensor_to_image(view) for view in views], cameras, suffix=".jpg"))
+def main(config: Config) -> None:
+    cameras = sample_cameras(config)
+    world = sample_world()
+    images = []
+    for camera in cameras:
+        poses, intrinsics = camera.world_from_camera[None, None], camera.normalized_intrinsics[None, None]
+        image = render(world, poses, intrinsics, size=(config.size, config.size), samples=4)[0, 0]
+        images.append(tensor_to_image(image))
+    print(f"wrote {write_capture(config.output, images, cameras, suffix='.jpg')}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(tyro.cli(Config))

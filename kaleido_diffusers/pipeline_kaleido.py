@@ -295,7 +295,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline):
             if tuple(latents.shape) not in (tuple(shape), squeezed):
                 raise ValueError(f"`latents` must have shape {list(squeezed)}, got {list(latents.shape)}.")
             noise = latents.to(device, torch.float32).reshape(shape)
-        return noise * self.scheduler.init_noise_sigma
+        return noise
 
     def order_targets(
         self, references: ViewGeometry, targets: ViewGeometry, generation_order: str, views_per_group: int

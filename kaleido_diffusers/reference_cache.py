@@ -80,9 +80,12 @@ class KaleidoReferenceCache:
         rows = torch.arange(self.batch_size).unsqueeze(-1)
         return self._map(lambda buffer: buffer[:, rows.to(buffer.device), views.to(buffer.device)], views.shape[-1])
 
-    def to(self, *args, **kwargs) -> "KaleidoReferenceCache":
-        """A new cache on another device or in another dtype, as `torch.Tensor.to` has it."""
-        return self._map(lambda buffer: buffer.to(*args, **kwargs))
+    def moved(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+        """A new cache on another device or in another dtype.
+
+        Not called `to`: offloading hooks call that on every argument, and would grow a copy.
+        """
+        return self._map(lambda buffer: buffer.to(device=device, dtype=dtype))
 
     @classmethod
     def cat(cls, caches: Sequence["KaleidoReferenceCache"]) -> "KaleidoReferenceCache":

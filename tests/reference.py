@@ -125,3 +125,47 @@ def integrate(velocity, x: torch.Tensor, sigmas: list[float], solver: str) -> to
             moved = x + (following - sigma) * (slope + velocity(moved, following)) / 2
         x = moved
     return x
+
+
+def inside(name: str, size: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """Is a point `[n, 3]` of the object's frame inside the solid? Straight from the definition of each shape."""
+    x, y, z = (p / (size[0] if name in ("torus", "cone", "blend") else size)).unbind(-1)
+    flat = torch.sqrt(x * x + y * y)
+    if name == "box":
+        return (x.abs() < 1) & (y.abs() < 1) & (z.abs() < 1)
+    if name == "prism":
+        apothem = math.cos(math.pi / 6)
+        result = z.abs() < 1
+        for side in range(6):
+            result &= x * math.cos(side * math.pi / 3) + y * math.sin(side * math.pi / 3) < apothem
+        return result
+    if name == "pyramid":
+        return (z > -1) & (torch.maximum(x.abs(), y.abs()) < (1 - z) / 2)
+    if name == "octahedron":
+        return x.abs() + y.abs() + z.abs() < 1
+    if name == "ellipsoid":
+        return x * x + y * y + z * z < 1
+    if name == "cylinder":
+        return (flat < 1) & (z.abs() < 1)
+    if name == "cone":
+        return (z > -1) & (flat < (1 - z) / 2)
+    if name == "torus":
+        return (flat - 0.9) ** 2 + z * z < 0.4**2
+    total = None
+    for place, radius in (((0, 0, -0.45), 0.6), ((0.45, 0, 0.3), 0.45), ((-0.4, 0.35, 0.4), 0.4)):
+        ball = torch.sqrt((x - place[0]) ** 2 + (y - place[1]) ** 2 + (z - place[2]) ** 2) - radius
+        if total is None:
+            total = ball
+        else:
+            h = torch.clamp(0.5 + 0.5 * (ball - total) / 0.25, 0, 1)
+            total = ball * (1 - h) + total * h - 0.25 * h * (1 - h)
+    return total < 0
+
+
+def march(name: str, size: torch.Tensor, origin: torch.Tensor, direction: torch.Tensor) -> tuple[float, float]:
+    """Distance to the first point of a ray inside a solid, and how long the ray stays, by small steps."""
+    steps = torch.arange(0, 6, 2e-3, dtype=torch.float64)
+    points = origin.double() + steps[:, None] * direction.double()
+    hits = inside(name, size.double(), points)
+    first = steps[hits.nonzero()[0, 0]].item() if hits.any() else math.inf
+    return first, 2e-3 * hits.sum().item()

@@ -253,7 +253,7 @@ def test_cache_bookkeeping():
     heads, dim, tokens, layers = 2, 32, 4, 2
     assert (len(cache), cache.batch_size, cache.tokens_per_view) == (3, 2, tokens)
     assert cache.nbytes == 2 * layers * 2 * 3 * tokens * heads * dim * 4
-    assert cache.to(torch.float64).nbytes == 2 * cache.nbytes
+    assert cache.moved(dtype=torch.float64).nbytes == 2 * cache.nbytes
     assert set(cache._buffers) == {0, 2}, "only global layers keep keys and values"
     joined = KaleidoReferenceCache.cat([cache.select([0]), cache.select([1])])
     assert (joined.batch_size, len(joined)) == (4, 1)

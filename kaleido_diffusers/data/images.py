@@ -102,19 +102,19 @@ def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255,
 
 
 def as_image_tensor(
-    image: Any, name: str = "images", background: tuple[int, int, int] = (255, 255, 255)
+    image: Any, name: str = "images", background: tuple[int, int, int] = (255, 255, 255), exif: bool = True
 ) -> torch.Tensor:
     """
-    One image as a float32 tensor `[3, H, W]` in [0, 1].
+    One image as a float32 tensor `[3, H, W]` in [0, 1], upright unless `exif` is false.
 
     Takes a path, a PIL image, an array `[H, W, 3]` or `[H, W]`, or a tensor `[3, H, W]` or `[1, H, W]`; arrays and
     tensors are uint8, or floating point in [0, 1]. Raises `ValueError` otherwise.
     """
     if isinstance(image, (str, os.PathLike)):
-        image = load_image(image, background)
+        image = load_image(image, background, exif)
     elif isinstance(image, PIL.Image.Image):
         try:
-            image = to_rgb(PIL.ImageOps.exif_transpose(image), background)
+            image = to_rgb(PIL.ImageOps.exif_transpose(image) if exif else image, background)
         except OSError as error:
             raise CaptureError(f"`{name}`: the image is damaged or cut short ({error}).") from error
     if isinstance(image, PIL.Image.Image):
@@ -253,11 +253,13 @@ def undistorted_camera(camera: Cameras, distortion: dict[str, float]) -> Cameras
         pixels = _distorted_pixels(border, zoomed(zoom), camera.intrinsics, distortion)
         return bool(((pixels >= 0) & (pixels <= size)).all())
 
+    reach = torch.linalg.vector_norm((border - camera.intrinsics[:2, 2]) / camera.intrinsics.diagonal()[:2], dim=-1)
+    radii = torch.linspace(0, float(reach.max()), 257, dtype=torch.float64)
+    if not inside(4.0) or (_radial(radii**2, distortion) * radii).diff().min() <= 0:
+        raise CaptureError(f"Lens distortion {distortion} folds the image over itself and cannot be undone.")
     if inside(1.0):
         return camera
     low, high = 1.0, 4.0
-    if not inside(high):
-        raise CaptureError(f"Lens distortion {distortion} folds the image over itself and cannot be undone.")
     while high - low > 1e-6:
         middle = (low + high) / 2
         low, high = (low, middle) if inside(middle) else (middle, high)
@@ -268,12 +270,18 @@ def _distorted_pixels(
     pixels: torch.Tensor, intrinsics: torch.Tensor, photo_intrinsics: torch.Tensor, distortion: dict[str, float]
 ) -> torch.Tensor:
     """Where in the photo the undistorted `pixels` `[..., 2]` were seen (OpenCV's camera model)."""
-    k1, k2, k3, p1, p2 = (float(distortion.get(name, 0.0)) for name in ("k1", "k2", "k3", "p1", "p2"))
+    p1, p2 = (distortion.get(name, 0.0) for name in ("p1", "p2"))
     directions = F.pad(pixels, (0, 1), value=1.0) @ torch.linalg.inv(intrinsics).T
     x, y = directions[..., 0], directions[..., 1]
     square = x**2 + y**2
-    radial = 1 + square * (k1 + square * (k2 + square * k3))
+    radial = _radial(square, distortion)
     distorted_x = x * radial + 2 * p1 * x * y + p2 * (square + 2 * x**2)
     distorted_y = y * radial + p1 * (square + 2 * y**2) + 2 * p2 * x * y
     points = torch.stack([distorted_x, distorted_y, torch.ones_like(x)], dim=-1)
     return (points @ photo_intrinsics.T)[..., :2]
+
+
+def _radial(square: torch.Tensor, distortion: dict[str, float]) -> torch.Tensor:
+    """Factor of a direction whose squared distance from the axis is `square`."""
+    k1, k2, k3 = (distortion.get(name, 0.0) for name in ("k1", "k2", "k3"))
+    return 1 + square * (k1 + square * (k2 + square * k3))

@@ -75,11 +75,10 @@ class Photo:
     def load(self) -> PIL.Image.Image:
         """The photo as an RGB image, undistorted and upright."""
         is_upright, turns = self._orientation
-        image = load_image(self.path, self.background, exif=is_upright)
         distorted = any(self.distortion.values())
         if not distorted and (is_upright or not turns):
-            return image
-        tensor = as_image_tensor(image)
+            return load_image(self.path, self.background, exif=is_upright)
+        tensor = as_image_tensor(self.path, "photo", self.background, exif=is_upright)
         if distorted:
             tensor, _ = undistort(tensor, self.stored_camera, self.distortion)
         tensor, _ = rotate_views(tensor, None, 0 if is_upright else turns)

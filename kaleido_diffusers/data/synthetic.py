@@ -571,11 +571,11 @@ def _trace(name: str, o: torch.Tensor, d: torch.Tensor, start: torch.Tensor) -> 
     t, end = start.clone(), start + 4.5
     active = torch.arange(len(t), device=t.device)
     done = torch.zeros_like(t, dtype=torch.bool)
-    for _ in range(64):
+    for _ in range(160):
         step = _signed_distance(name, o[active] + t[active, None] * d[active])
         t[active] += step
-        done[active[step < 5e-5]] = True
-        active = active[(step >= 5e-5) & (t[active] < end[active])]
+        done[active[step < 1e-4]] = True
+        active = active[(step >= 1e-4) & (t[active] < end[active])]
         if not len(active):
             break
     points = o + t[:, None] * d
@@ -636,7 +636,7 @@ def _square(x: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
     def triangle(x):
         return (x - 2 * (x / 2).round()).abs()
 
-    return (triangle(x + width / 2) - triangle(x - width / 2)) / width
+    return ((triangle(x + width / 2) - triangle(x - width / 2)) / width).clamp(-1, 1)
 
 
 def _noise(p: torch.Tensor, width: torch.Tensor, octaves: int = 3) -> torch.Tensor:

@@ -155,11 +155,15 @@ def _distortion(frame: dict[str, Any], where: str) -> dict[str, float]:
 
 def _number(frame: dict[str, Any], key: str, where: str, positive: bool = False) -> float:
     value = frame[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise CaptureError(f"{where}: `{key}` must be a finite number, got {value!r}.")
-    if positive and value <= 0:
+    try:
+        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise CaptureError(f"{where}: `{key}` must be a finite number, got {str(value)[:40]!r}.")
+    if positive and number <= 0:
         raise CaptureError(f"{where}: `{key}` must be positive, got {value}.")
-    return float(value)
+    return number
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -1,0 +1,80 @@
+"""The commands that a newcomer runs."""
+
+import re
+import subprocess
+import sys
+
+import PIL.Image
+import pytest
+from conftest import make_pipeline
+
+from kaleido_diffusers import cli
+from kaleido_diffusers.cli.info import working_attention_backends
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_pipeline(num_layers=1, sample_size=16).save_pretrained(folder)
+    return str(folder)
+
+
+def test_render_writes_what_it_names(checkpoint, tmp_path, capsys):
+    arguments = f"render sample --checkpoint {checkpoint} --references 3 --steps 2 --trajectory spiral --views 5"
+    assert cli.main([*arguments.split(), "--output", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    written = [line.removeprefix("wrote ") for line in out.splitlines() if line.startswith("wrote ")]
+    names = [path.split("/out/")[1] for path in written]
+    assert names[0] == "sample_sheet.png" and names[-1] == "sample_spiral.mp4"
+    assert names[1:-1] == [f"sample_views/{number:04d}.png" for number in (0, 8, 16, 24, 32)]
+    rows = re.findall(r"^ +(\d+|mean) +(-?\d+\.\d\d) +(\d+\.\d\d)$", out, re.MULTILINE)
+    assert [row[0] for row in rows] == ["0", "8", "16", "24", "32", "mean"]
+    sheet = PIL.Image.open(written[0])
+    assert sheet.width > 600 and sheet.height > 600
+    assert PIL.Image.open(written[1]).size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("render /nowhere", "/nowhere: no such capture"),
+        ("render sample --targets 40", "numbers from 0 to 39"),
+        ("render sample --targets few", "`held-out`, `none`, or numbers"),
+        ("render sample --references 0", "between 1 and 35"),
+        ("render sample --checkpoint /nowhere", "/nowhere"),
+    ],
+)
+def test_bad_input_ends_in_one_line(arguments, message, checkpoint, capsys, tmp_path):
+    if "--checkpoint" not in arguments:
+        arguments += f" --checkpoint {checkpoint}"
+    assert cli.main([*arguments.split(), "--output", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+
+
+def test_render_the_fox(fox, checkpoint, tmp_path, capsys):
+    arguments = (
+        f"render {fox} --checkpoint {checkpoint} --references 6 --targets held-out --steps 2 --output {tmp_path}"
+    )
+    assert cli.main(arguments.split()) == 0
+    captured = capsys.readouterr()
+    assert "skipped 17 of 67 frames" in captured.err
+    assert "fox: 50 photos" in captured.out and (tmp_path / "fox_sheet.png").is_file()
+
+
+def test_info_tells_versions_backends_and_scores(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in ("torch", "diffusers", "native", "bundled checkpoint", "parameters", "PSNR"):
+        assert word in out, word
+    assert "flash," not in out.replace("_native_flash,", ""), "flash-attn cannot run here"
+
+
+def test_backends_that_work_here_do():
+    assert "native" in working_attention_backends("cpu")
+
+
+def test_the_module_runs():
+    result = subprocess.run([sys.executable, "-m", "kaleido_diffusers.cli", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "render" in result.stdout and "info" in result.stdout

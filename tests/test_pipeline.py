@@ -1,0 +1,469 @@
+"""The pipeline with real tiny components: what comes out, in which order, from which memory."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import make_pipeline, random_poses
+from diffusers import AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteScheduler
+
+from kaleido_diffusers import Cameras, KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
+from kaleido_diffusers.pipeline_kaleido import ViewGeometry
+
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def make_inputs(num_references: int = 3, num_targets: int = 5, seed: int = 0, size=(10, 12)):
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.rand(3, *size, generator=generator) for _ in range(num_references)]
+    poses = random_poses(num_references + num_targets, generator=generator)
+    return images, Cameras.from_fov(poses, 55.0, list(size))
+
+
+def generate(pipe, images, cameras, *args, seed: int = 0, steps: int = 3, **options) -> torch.Tensor:
+    options = {"output_type": "pt", "views_per_group": 2, **options}
+    generator = torch.Generator().manual_seed(seed)
+    return pipe(images, cameras, *args, num_inference_steps=steps, generator=generator, **options).images
+
+
+@pytest.fixture(scope="module")
+def pipe() -> KaleidoViewSynthesisPipeline:
+    return make_pipeline(layer_pattern=("global", "view"))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+@pytest.mark.parametrize("generation_order", ["given", "nearest", "anchors"])
+@pytest.mark.parametrize("views_per_group", [1, 2, 5])
+def test_the_reference_cache_changes_nothing(pipe, guidance_scale, generation_order, views_per_group):
+    images, cameras = make_inputs()
+    options = {
+        "guidance_scale": guidance_scale,
+        "generation_order": generation_order,
+        "views_per_group": views_per_group,
+    }
+    cached = generate(pipe, images, cameras, **options)
+    assert cached.shape == (5, 3, 8, 8)
+    torch.testing.assert_close(cached, generate(pipe, images, cameras, use_reference_cache=False, **options), **CLOSE)
+    assert not torch.allclose(cached, generate(pipe, images[::-1], cameras, **options), atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_results_come_in_the_order_of_the_targets(solver):
+    pipe = make_pipeline(num_layers=1)
+    pipe.scheduler = RectifiedFlowViewScheduler.from_config(pipe.scheduler.config, solver=solver)
+    images, cameras = make_inputs(num_targets=4)
+    together = generate(pipe, images, cameras, views_per_group=4)
+    for order in ("nearest", "anchors"):
+        reordered = generate(pipe, images, cameras, views_per_group=4, generation_order=order)
+        torch.testing.assert_close(reordered, together, **CLOSE)
+    permutation = [2, 0, 3, 1]
+    noise = torch.randn(4, 3, 8, 8)
+    expected = generate(pipe, images, cameras[:3], cameras[3:], latents=noise)
+    assert expected.shape == (4, 3, 8, 8)
+    permuted = generate(
+        pipe, images, cameras[:3], cameras[3:][permutation], latents=noise[permutation], views_per_group=4
+    )
+    all_at_once = generate(pipe, images, cameras[:3], cameras[3:], latents=noise, views_per_group=4)
+    torch.testing.assert_close(permuted, all_at_once[permutation], **CLOSE)
+
+
+def test_generated_views_join_the_memory(pipe):
+    images, cameras = make_inputs()
+    base = generate(pipe, images, cameras, views_per_group=1)
+    noise = torch.randn(5, 3, 8, 8)
+    first = generate(pipe, images, cameras, views_per_group=1, latents=noise)
+    noise[0] += 1.0
+    second = generate(pipe, images, cameras, views_per_group=1, latents=noise)
+    assert not torch.allclose(first[4], second[4], atol=1e-4), "the last view depends on the first"
+    parallel = [generate(pipe, images, cameras, views_per_group=5, latents=x) for x in (noise, noise)]
+    assert torch.equal(*parallel)
+    assert base.shape == first.shape
+
+
+def test_poses_together_or_apart_in_any_form(pipe):
+    images, cameras = make_inputs()
+    expected = generate(pipe, images, cameras)
+    torch.testing.assert_close(generate(pipe, images, cameras[:3], cameras[3:]), expected)
+    poses, intrinsics = cameras.world_from_camera, cameras.intrinsics[0]
+    for form in (poses, poses.float(), poses.numpy(), poses.tolist(), list(poses)):
+        torch.testing.assert_close(generate(pipe, images, form, intrinsics=intrinsics), expected, **CLOSE)
+    torch.testing.assert_close(generate(pipe, images, poses, fov=55.0), expected, **CLOSE)
+    torch.testing.assert_close(
+        generate(pipe, images, poses[:3], poses[3:], intrinsics=intrinsics.expand(3, 3, 3)), expected, **CLOSE
+    )
+    zoomed = intrinsics * torch.tensor([2.0, 2.0, 1.0])[:, None]
+    zoomed[:2, 2] = intrinsics[:2, 2]
+    other = generate(pipe, images, poses[:3], poses[3:], intrinsics=intrinsics, target_intrinsics=zoomed)
+    assert not torch.allclose(other, expected, atol=1e-3)
+
+
+def test_without_intrinsics_a_field_of_view_is_assumed_aloud(pipe):
+    images, cameras = make_inputs()
+    with pytest.warns(UserWarning, match="60 degrees is assumed"):
+        assumed = generate(pipe, images, cameras.world_from_camera)
+    torch.testing.assert_close(assumed, generate(pipe, images, cameras.world_from_camera, fov=60.0))
+
+
+def test_images_in_any_form(pipe, tmp_path):
+    images, cameras = make_inputs(size=(8, 8))
+    pictures = [PIL.Image.fromarray((x.permute(1, 2, 0) * 255).round().byte().numpy()) for x in images]
+    expected = generate(pipe, pictures, cameras)
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, picture in zip(paths, pictures):
+        picture.save(path)
+    arrays = np.stack([np.asarray(picture) for picture in pictures])
+    tensors = torch.from_numpy(arrays).permute(0, 3, 1, 2)
+    forms = [paths, [str(p) for p in paths], arrays, list(arrays), arrays / 255.0, tensors, tensors / 255]
+    for form in forms:
+        torch.testing.assert_close(generate(pipe, form, cameras), expected, **CLOSE)
+
+
+def test_the_world_does_not_matter(pipe):
+    """Neither its frame nor its unit."""
+    images, cameras = make_inputs()
+    expected = generate(pipe, images, cameras)
+    moved = random_poses(generator=torch.Generator().manual_seed(5), spread=9.0) @ cameras.world_from_camera
+    moved[:, :3, 3] *= 13.0
+    torch.testing.assert_close(generate(pipe, images, cameras.with_poses(moved)), expected, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(generate(pipe, images, cameras, camera_scale=2.0), expected, atol=1e-3)
+
+
+def test_resolutions_and_crops(pipe):
+    images, cameras = make_inputs(size=(20, 40))
+    assert generate(pipe, images, cameras, height=16, width=12).shape == (5, 3, 16, 12)
+    cut = [image[:, :, 10:30] for image in images]  # the centred square
+    expected = generate(pipe, images, cameras)
+    torch.testing.assert_close(generate(pipe, cut, cameras.cropped(0, 10, 20, 20)), expected, **CLOSE)
+
+
+def test_video_needs_no_cameras(pipe):
+    frames = [torch.rand(3, 8, 8) for _ in range(2)]
+
+    def video(frame_times, target_times, **options):
+        generator = torch.Generator().manual_seed(0)
+        return pipe(
+            frames,
+            frame_times=frame_times,
+            target_times=target_times,
+            num_inference_steps=3,
+            generator=generator,
+            output_type="pt",
+            **options,
+        ).images
+
+    views = video([0.0, 0.5], [0.1, 0.2, 0.4])
+    assert views.shape == (3, 3, 8, 8)
+    torch.testing.assert_close(video([3.0, 3.5], [3.1, 3.2, 3.4]), views, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(video([0.0, 0.5], [0.1, 0.2, 0.3]), views, atol=1e-3)
+    poses = random_poses(5, generator=torch.Generator().manual_seed(0))
+    moving = video([0.0, 0.5], [0.1, 0.2, 0.4], poses=poses, fov=50.0)
+    assert not torch.allclose(moving, views, atol=1e-3), "a moving world seen by a moving camera"
+    ordered = video([0.0, 0.5], [0.4, 0.3, 0.1], generation_order="nearest", views_per_group=1)
+    assert ordered.shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_memory_views": 2}, {"generation_order": "nearest"}])
+def test_a_batch_equals_its_scenes_alone(pipe, options):
+    scenes = [make_inputs(seed=seed) for seed in (0, 1)]
+    alone = [generate(pipe, *scene, seed=number, **options) for number, scene in enumerate(scenes)]
+    generators = [torch.Generator().manual_seed(number) for number in (0, 1)]
+    batch = pipe(
+        [images for images, _ in scenes],
+        [cameras for _, cameras in scenes],
+        num_inference_steps=3,
+        generator=generators,
+        output_type="pt",
+        views_per_group=2,
+        **options,
+    ).images
+    torch.testing.assert_close(batch, torch.stack(alone), **CLOSE)
+    poses = torch.stack([cameras.world_from_camera for _, cameras in scenes])
+    lens = scenes[0][1].intrinsics[0]
+    generators = [torch.Generator().manual_seed(number) for number in (0, 1)]
+    again = pipe(
+        torch.stack([torch.stack(images) for images, _ in scenes]),
+        poses,
+        intrinsics=lens,
+        num_inference_steps=3,
+        generator=generators,
+        output_type="pt",
+        views_per_group=2,
+        **options,
+    ).images
+    torch.testing.assert_close(again, batch, **CLOSE)
+
+
+def test_samples_go_separate_ways(pipe):
+    images, cameras = make_inputs(num_targets=3)
+    noise = torch.randn(3, 2, 3, 8, 8)
+    samples = generate(pipe, images, cameras, num_samples=2, latents=noise)
+    assert samples.shape == (3, 2, 3, 8, 8)
+    for sample in range(2):
+        alone = generate(pipe, images, cameras, latents=noise[:, sample])
+        torch.testing.assert_close(samples[:, sample], alone, **CLOSE)
+
+
+@pytest.mark.parametrize("max_memory_views", [1, 2, 3])
+def test_memory_is_bounded(pipe, max_memory_views):
+    images, cameras = make_inputs(num_references=4, num_targets=6)
+    seen = []
+    original = pipe.transformer.forward
+
+    def watch(*args, **kwargs):
+        result = original(*args, **kwargs)
+        seen.append(len(kwargs["cache"]))
+        return result
+
+    pipe.transformer.forward = watch
+    try:
+        views = generate(pipe, images, cameras, max_memory_views=max_memory_views)
+    finally:
+        del pipe.transformer.forward
+    assert views.isfinite().all()
+    assert max(seen) == max_memory_views
+    assert torch.equal(generate(pipe, images, cameras, max_memory_views=10), generate(pipe, images, cameras))
+
+
+def test_bounded_memory_holds_the_nearest_views(pipe):
+    """On a line of cameras the target next to reference 3 must not notice reference 0."""
+    poses = torch.eye(4, dtype=torch.float64).repeat(5, 1, 1)
+    poses[:, 0, 3] = torch.tensor([0.0, 1.0, 2.0, 3.0, 2.9])
+    cameras = Cameras.from_fov(poses, 55.0, [8, 8])
+    images = [torch.rand(3, 8, 8) for _ in range(4)]
+    expected = generate(pipe, images, cameras, max_memory_views=2)
+    for changed, matters in ((0, False), (1, False), (2, True), (3, True)):
+        altered = list(images)
+        altered[changed] = 1 - altered[changed]
+        same = torch.allclose(generate(pipe, altered, cameras, max_memory_views=2), expected, atol=1e-4)
+        assert same != matters, changed
+
+
+def test_orders_of_generation(pipe):
+    def line(places):
+        poses = torch.eye(4).repeat(1, len(places), 1, 1)
+        poses[0, :, 0, 3] = torch.tensor(places)
+        return ViewGeometry(poses, None, None)
+
+    references, targets = line([0.0]), line([5.0, 1.0, 3.0, 2.0, 9.0])
+    assert pipe.order_targets(references, targets, "given", 2) == [0, 1, 2, 3, 4]
+    assert pipe.order_targets(references, targets, "nearest", 2) == [1, 3, 2, 0, 4]
+    anchors = pipe.order_targets(references, targets, "anchors", 2)
+    assert anchors[:2] == [2, 4] and sorted(anchors) == [0, 1, 2, 3, 4]
+    assert pipe.order_targets(line([]), targets, "nearest", 2)[0] == 0
+
+
+def test_no_references_at_all(pipe):
+    _, cameras = make_inputs()
+    views = generate(pipe, [], None, cameras, guidance_scale=3.0)
+    assert views.shape == (8, 3, 8, 8) and views.isfinite().all()
+    uncached = generate(pipe, None, None, cameras, guidance_scale=3.0, use_reference_cache=False)
+    torch.testing.assert_close(uncached, views, **CLOSE)
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+def test_output_types(pipe, output_type):
+    images, cameras = make_inputs(num_targets=2)
+    out = pipe(images, cameras, num_inference_steps=2, output_type=output_type)
+    views = out.images
+    assert len(views) == 2
+    if output_type == "pil":
+        assert isinstance(views, list) and views[0].size == (8, 8) and views[0].mode == "RGB"
+    elif output_type == "np":
+        assert isinstance(views, np.ndarray) and views.shape == (2, 8, 8, 3) and 0 <= views.min() <= views.max() <= 1
+    else:
+        assert torch.is_tensor(views) and views.shape == (2, 3, 8, 8)
+    as_tuple = pipe(images, cameras, num_inference_steps=2, output_type=output_type, return_dict=False)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == 1
+    batch = pipe([images] * 2, [cameras] * 2, num_inference_steps=2, output_type=output_type, num_samples=3).images
+    assert len(batch) == 2 and len(batch[0]) == 2 and len(batch[0][0]) == 3
+
+
+def test_pil_pt_and_latents_agree(pipe):
+    images, cameras = make_inputs(num_targets=2)
+    tensor = generate(pipe, images, cameras)
+    latents = generate(pipe, images, cameras, output_type="latent")
+    torch.testing.assert_close((latents / 2 + 0.5).clamp(0, 1), tensor)
+    picture = generate(pipe, images, cameras, output_type="pil")[1]
+    expected = (tensor[1].permute(1, 2, 0) * 255).round().numpy()
+    assert np.abs(np.asarray(picture, dtype=float) - expected).max() <= 1
+
+
+def make_vae(kind: str):
+    torch.manual_seed(0)
+    if kind == "tiny":
+        return AutoencoderTiny(
+            latent_channels=4,
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        )
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+        shift_factor=0.1,
+    )
+
+
+@pytest.mark.parametrize("kind", ["tiny", "kl"])
+def test_latents_of_an_image_autoencoder(kind, tmp_path):
+    pipe = make_pipeline("velocity", make_vae(kind), in_channels=4)
+    images, cameras = make_inputs()
+    views = generate(pipe, images, cameras)
+    assert views.shape == (5, 3, 16, 16), "sample_size counts latents"
+    latents = generate(pipe, images, cameras, output_type="latent")
+    assert latents.shape == (5, 4, 8, 8)
+    decoded = pipe.decode_latents(latents[None])[0]
+    torch.testing.assert_close((decoded / 2 + 0.5).clamp(0, 1), views, **CLOSE)
+    pixels = torch.rand(2, 3, 3, 16, 16) * 2 - 1
+    alone = torch.stack([pipe.encode_images(pixels[:, i : i + 1])[:, 0] for i in range(3)], dim=1)
+    torch.testing.assert_close(pipe.encode_images(pixels), alone, msg="each view passes on its own", **CLOSE)
+    if kind == "kl":
+        moments = pipe.vae.encode(pixels[0]).latent_dist.mode()
+        torch.testing.assert_close(pipe.encode_images(pixels)[0], (moments - 0.1) * 0.5, **CLOSE)
+    pipe.save_pretrained(tmp_path)
+    loaded = KaleidoViewSynthesisPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(generate(loaded, images, cameras), views)
+
+
+def test_callbacks_see_and_change_every_step(pipe):
+    images, cameras = make_inputs()
+    calls = []
+
+    def watch(pipeline, step, timestep, tensors):
+        calls.append((step, timestep.item(), tuple(tensors["latents"].shape)))
+        assert pipeline.current_timestep == timestep and pipeline.num_timesteps == 9
+        return {}
+
+    untouched = generate(pipe, images, cameras, callback_on_step_end=watch)
+    assert [step for step, _, _ in calls] == list(range(9)), "three groups of three steps"
+    assert calls[0][2] == (1, 2, 3, 8, 8) and calls[-1][2] == (1, 1, 3, 8, 8)
+    zeroed = generate(pipe, images, cameras, callback_on_step_end=lambda *a: {"latents": 0 * a[3]["latents"]})
+    torch.testing.assert_close(zeroed, torch.full_like(untouched, 0.5))
+
+    def stop(pipeline, step, timestep, tensors):
+        pipeline._interrupt = step >= 1
+        return tensors
+
+    steps = []
+    generate(pipe, images, cameras, callback_on_step_end=lambda p, s, t, x: steps.append(s) or stop(p, s, t, x))
+    assert steps == [0, 1]
+
+
+def test_generators_decide(pipe):
+    images, cameras = make_inputs()
+    assert torch.equal(generate(pipe, images, cameras, seed=1), generate(pipe, images, cameras, seed=1))
+    assert not torch.equal(generate(pipe, images, cameras, seed=1), generate(pipe, images, cameras, seed=2))
+
+
+def test_schedulers_of_diffusers_work_with_velocities():
+    pipe = make_pipeline("velocity")
+    images, cameras = make_inputs()
+    expected = generate(pipe, images, cameras, sigmas=[1.0, 0.6, 0.2])
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    torch.testing.assert_close(generate(pipe, images, cameras, sigmas=[1.0, 0.6, 0.2]), expected, **CLOSE)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    assert generate(pipe, images, cameras).isfinite().all()
+    pipe.scheduler = RectifiedFlowViewScheduler(use_dynamic_shifting=True, base_image_seq_len=2)
+    assert not torch.allclose(generate(pipe, images, cameras), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("how", ["from_config", "fresh", "loaded"])
+def test_a_foreign_scheduler_is_refused_where_the_model_predicts_samples(how, tmp_path):
+    pipe = make_pipeline("sample")
+    if how == "from_config":
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    elif how == "fresh":
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    else:
+        pipe.save_pretrained(tmp_path)
+        pipe = KaleidoViewSynthesisPipeline.from_pretrained(tmp_path, scheduler=FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="take for a velocity"):
+        generate(pipe, *make_inputs())
+
+
+def test_offloading_hooks(pipe):
+    images, cameras = make_inputs()
+    expected = generate(pipe, images, cameras)
+    other = KaleidoViewSynthesisPipeline.from_pipe(pipe)
+    torch.testing.assert_close(generate(other, images, cameras), expected)
+    model = make_pipeline(layer_pattern=("global", "view"))
+    model.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type="leaf_level"
+    )
+    torch.testing.assert_close(generate(model, images, cameras), expected)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"poses": torch.eye(4).repeat(3, 1, 1)}, "at least one more to generate, got 3"),
+        ({"poses": torch.eye(4).repeat(2, 1, 1), "target_poses": torch.eye(4)[None]}, "each of the 3 images, got 2"),
+        ({"target_poses": torch.zeros(0, 4, 4), "poses": torch.eye(4).repeat(3, 1, 1)}, "nothing to generate"),
+        ({"poses": 2 * torch.eye(4).repeat(5, 1, 1)}, "`poses` must hold rigid"),
+        ({"poses": torch.eye(4)}, r"`poses` must have shape \[V, 4, 4\]"),
+        ({"poses": "front"}, "`poses` must be an array"),
+        ({"poses": None}, "need `poses`, or `frame_times`"),
+        ({"poses": None, "frame_times": [0.0, 1.0], "target_times": [2.0]}, "`frame_times` must hold a time"),
+        ({"poses": None, "target_times": [2.0]}, "must be given together"),
+        ({"poses": None, "frame_times": [0.0, 1.0, float("nan")], "target_times": [2.0]}, "finite seconds"),
+        ({"poses": None, "frame_times": [0, 1, 2], "target_times": [2.0], "fov": 40.0}, "without `poses`"),
+        ({"frame_times": [0, 1, 2], "target_times": [2.0]}, "8 views, but the times 4"),
+        ({"fov": 190.0}, "`fov` must lie between"),
+        ({"fov": 50.0, "intrinsics": torch.eye(3)}, "`fov` is for poses without intrinsics"),
+        ({"intrinsics": torch.zeros(3, 3), "fov": None}, "positive focal"),
+        ({"intrinsics": torch.ones(2, 3, 3), "fov": None}, "`intrinsics` must have shape"),
+        ({"images": [torch.rand(3, 8, 8) * 3] * 3}, r"must lie in \[0, 1\]"),
+        ({"images": [torch.full((3, 8, 8), float("nan"))] * 3}, r"must lie in \[0, 1\]"),
+        ({"images": [torch.rand(5, 8, 8)] * 3}, r"tensors \[3, H, W\], got shape \[5, 8, 8\]"),
+        ({"images": [1, 2, 3]}, "got int"),
+        ({"images": ["missing.png"] * 3}, "missing.png: no such image"),
+        ({"height": 9}, "multiples of 4"),
+        ({"output_type": "jpeg"}, "`output_type`"),
+        ({"generation_order": "random"}, "`generation_order`"),
+        ({"views_per_group": 0}, "`views_per_group` must be a positive"),
+        ({"max_memory_views": 0}, "`max_memory_views` must be a positive"),
+        ({"max_memory_views": 2, "use_reference_cache": False}, "needs the reference cache"),
+        ({"num_samples": 1.5}, "`num_samples` must be a positive"),
+        ({"camera_scale": -1.0}, "`camera_scale`"),
+        ({"latents": torch.zeros(5, 3, 4, 4)}, r"`latents` must have shape \[5, 3, 8, 8\]"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt"]}, "must be among"),
+        ({"num_inference_steps": 0}, "positive integer"),
+    ],
+)
+def test_arguments_that_do_not_fit(pipe, change, message):
+    images, cameras = make_inputs()
+    arguments = {"images": images, "poses": cameras.world_from_camera, "fov": 50.0, "num_inference_steps": 1}
+    if change.get("poses", 0) is None:
+        arguments.pop("fov")
+    with pytest.raises(ValueError, match=message):
+        pipe(**{**arguments, **change})
+
+
+def test_cameras_of_another_image_size_are_refused(pipe):
+    images, cameras = make_inputs()
+    with pytest.raises(ValueError, match="Image 0 is 12 x 10 pixels, but its camera in `poses` is for 24 x 20"):
+        generate(pipe, images, cameras.resized(20, 24))
+    with pytest.raises(ValueError, match="have intrinsics already"):
+        generate(pipe, images, cameras, intrinsics=torch.eye(3))
+    with pytest.raises(ValueError, match="`fov` is for poses without"):
+        generate(pipe, images, cameras, fov=50.0)
+
+
+def test_batches_that_do_not_match(pipe):
+    images, cameras = make_inputs()
+    with pytest.raises(ValueError, match="one entry for each of the 2 scenes, got 1"):
+        generate(pipe, [images, images], [cameras])
+    with pytest.raises(ValueError, match="must share their numbers"):
+        generate(pipe, [images, images[:2]], [cameras, cameras])
+    with pytest.raises(ValueError, match="a list of `Cameras`"):
+        generate(pipe, [images, images], cameras)

@@ -1,0 +1,170 @@
+"""The objective, its partitions, and the proof that the model learns."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Views, make_model, random_poses
+
+from kaleido_diffusers import RectifiedFlowViewScheduler, sample_capture
+from kaleido_diffusers.cameras import scene_frame
+from kaleido_diffusers.training.objective import ViewBatch, ViewPartition, draw_partition, rectified_flow_loss
+from kaleido_diffusers.training.optimizer import make_optimizers
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def make_batch(num_views: int = 5) -> ViewBatch:
+    views = Views(num_views)
+    return ViewBatch(views.hidden_states.float(), views.poses, views.intrinsics.float(), views.times.float())
+
+
+class Spy(torch.nn.Module):
+    """Records what the objective asks of the model, and answers with what it is told."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer, self.calls = answer, []
+
+    def forward(self, hidden_states, timestep, **kwargs):
+        self.calls.append((hidden_states, timestep, kwargs))
+        return (self.answer(hidden_states, timestep, kwargs),)
+
+
+@pytest.mark.parametrize("prediction_type", ["velocity", "sample"])
+def test_the_loss_is_the_error_of_the_velocity(prediction_type):
+    scheduler = RectifiedFlowViewScheduler(prediction_type=prediction_type)
+    batch = make_batch()
+    partition = ViewPartition(((3, 0), (1,)), ((4,), (2,)))
+    spy = Spy(lambda x, t, kwargs: torch.zeros_like(x[:, 3:]))
+    loss = rectified_flow_loss(spy, scheduler, batch, partition, torch.Generator().manual_seed(0))
+    hidden_states, timestep, kwargs = spy.calls[0]
+    assert torch.equal(hidden_states[:, :3], batch.views[:, [3, 0, 1]]), "references are clean, in their order"
+    assert (timestep[:, :3] == 0).all() and (timestep[:, 3:] > 0).all()
+    assert kwargs["view_groups"] == [0, 0, 1, 2, 3] and kwargs["num_targets"] == 2
+    order = [3, 0, 1, 4, 2]
+    expected = scene_frame(batch.poses[:, order], 3).normalize(batch.poses[:, order]).float()
+    torch.testing.assert_close(kwargs["poses"], expected)
+    sigma = (timestep[:, 3:] / 1000)[..., None, None, None]
+    clean = batch.views[:, [4, 2]]
+    noise = (hidden_states[:, 3:] - (1 - sigma) * clean) / sigma
+    if prediction_type == "velocity":
+        error = noise - clean
+    else:
+        error = clean / sigma.clamp_min(0.05)
+    torch.testing.assert_close(loss, error.square().mean(), rtol=1e-3, atol=1e-3)
+    right = Spy(lambda x, t, kwargs: noise - clean if prediction_type == "velocity" else clean)
+    perfect = rectified_flow_loss(right, scheduler, batch, partition, torch.Generator().manual_seed(0))
+    assert perfect < 1e-6
+
+
+def test_targets_of_a_group_share_their_noise_level():
+    spy = Spy(lambda x, t, kwargs: torch.zeros_like(x[:, 1:]))
+    partition = ViewPartition(((0,),), ((1, 2), (3,), (4,)))
+    rectified_flow_loss(spy, RectifiedFlowViewScheduler(), make_batch(), partition, torch.Generator().manual_seed(0))
+    t = spy.calls[0][1]
+    assert (t[:, 1] == t[:, 2]).all() and (t[:, 2] != t[:, 3]).all() and (t[0] != t[1])[1:].all()
+
+
+def test_dropped_references_still_set_frame_and_unit():
+    spy = Spy(lambda x, t, kwargs: torch.zeros_like(x))
+    batch = make_batch()
+    partition = ViewPartition(((0, 1, 2),), ((3,), (4,)), drop_references=True)
+    rectified_flow_loss(spy, RectifiedFlowViewScheduler(), batch, partition, torch.Generator().manual_seed(0))
+    hidden_states, timestep, kwargs = spy.calls[0]
+    assert hidden_states.shape[1] == timestep.shape[1] == kwargs["num_targets"] == 2
+    expected = scene_frame(batch.poses, 3).normalize(batch.poses)[:, 3:].float()
+    torch.testing.assert_close(kwargs["poses"], expected)
+    assert kwargs["times"].shape == (2, 2) and len(kwargs["view_groups"]) == 2
+
+
+def test_video_and_cameras_use_one_path():
+    """Frames with times, views with cameras, or both: the same parameters get gradients."""
+    names = set()
+    for poses, times in ((True, False), (False, True), (True, True)):
+        model = make_model()
+        batch = make_batch()
+        if not poses:
+            batch.poses = batch.intrinsics = None
+        if not times:
+            batch.times = None
+        partition = draw_partition(5, torch.Generator().manual_seed(1), num_references=2)
+        rectified_flow_loss(model, RectifiedFlowViewScheduler(), batch, partition, torch.Generator()).backward()
+        names.add(tuple(name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0))
+    assert len(names) == 1 and len(next(iter(names))) == len(list(make_model().parameters()))
+
+
+def test_partitions_cover_every_view_once_and_every_kind_comes():
+    generator = torch.Generator().manual_seed(0)
+    drawn = [draw_partition(7, generator) for _ in range(600)]
+    for partition in drawn:
+        assert sorted(partition.order) == list(range(7))
+        assert partition.targets and all(partition.targets) and all(partition.references)
+        groups = partition.view_groups()
+        assert groups == sorted(groups) and len(groups) == 7
+        assert not (partition.drop_references and not partition.references)
+    assert {p.num_references for p in drawn} == set(range(7))
+    assert {len(p.references) for p in drawn} >= {0, 1, 2, 3}
+    assert {max(map(len, p.targets)) for p in drawn} >= {1, 2, 4}
+    dropped = sum(p.drop_references for p in drawn) / sum(bool(p.references) for p in drawn)
+    assert 0.06 < dropped < 0.14
+    fixed = draw_partition(7, generator, num_references=3, ordered_references=0.0, target_group_sizes=(1,))
+    assert len(fixed.references) == 1 and fixed.num_references == 3 and len(fixed.targets) == 4
+    with pytest.raises(ValueError, match="between 0 and 6"):
+        draw_partition(7, generator, num_references=7)
+
+
+def test_moving_the_world_leaves_the_loss():
+    model, batch = make_model(torch.float64), make_batch()
+    batch.views = batch.views.double()
+    partition = ViewPartition(((0, 1),), ((2,), (3, 4)))
+    losses = []
+    for moved in (False, True):
+        if moved:
+            world = random_poses(2, 1, generator=torch.Generator().manual_seed(3))
+            batch.poses = world @ batch.poses
+            batch.poses[..., :3, 3] *= 4
+        generator = torch.Generator().manual_seed(0)
+        losses.append(rectified_flow_loss(model, RectifiedFlowViewScheduler(), batch, partition, generator))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
+
+
+def test_every_parameter_has_one_optimizer():
+    model = make_model()
+    optimizers = make_optimizers(model)
+    owned = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(owned) == sorted(id(p) for p in model.parameters())
+    muon = {id(p) for group in optimizers[0].param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        is_projection = "transformer_blocks" in name and p.ndim == 2 and "table" not in name
+        assert (id(p) in muon) == is_projection, name
+
+
+def overfit(output: Path, *arguments: str) -> dict:
+    command = [sys.executable, str(EXAMPLES / "overfit_capture.py"), "--output", str(output), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads((output / "curve.json").read_text())
+
+
+def test_it_learns_a_capture_and_obeys_the_camera(tmp_path):
+    """Four photos at 32 pixels in about a minute and a half: far above their mean colour, and lost when the poses are
+    swapped."""
+    arguments = "--photos 4 --views 4 --size 32 --layers 3 --heads 2 --minutes 1.5 --batch 8".split()
+    result = overfit(tmp_path, "--capture", sample_capture(), *arguments)
+    assert min(result["psnr"]) > 20
+    swapped = result["psnr with the target poses swapped"]
+    assert min(a - b for a, b in zip(result["psnr"], swapped)) > 5
+
+
+@pytest.mark.slow
+def test_it_learns_the_fox(fox, tmp_path):
+    """The issue's own bar: 25 dB on two targets from six references, 5 dB lost when their poses are swapped."""
+    result = overfit(tmp_path, "--capture", str(fox), "--minutes", "8")
+    assert min(result["psnr"]) > 25
+    swapped = result["psnr with the target poses swapped"]
+    assert min(a - b for a, b in zip(result["psnr"], swapped)) > 5
