@@ -80,9 +80,11 @@ def main(config: Config) -> None:
     print(f"{transformer.num_parameters() / 1e6:.1f}M parameters, {count} photos of {config.size} px")
 
     def score(swap: bool = False) -> list[float]:
-        """PSNR of two photos from the six beside them (or as many as there are), in dB."""
+        """PSNR of two photos from six others (or as many as there are), in dB."""
         targets = [count // 3, 2 * count // 3]
-        references = [i for i in range(count) if i not in targets][: max(6, 0)]
+        rest = [i for i in range(count) if i not in targets]
+        number = min(6, len(rest))
+        references = [rest[i * len(rest) // number] for i in range(number)]
         images = pipe(
             photos[references],
             cameras[references],

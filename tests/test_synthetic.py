@@ -19,7 +19,7 @@ from kaleido_diffusers.data.synthetic import (
 )
 
 
-@pytest.mark.parametrize("name", SHAPES[1:])
+@pytest.mark.parametrize("name", SHAPES[2:])
 def test_rays_meet_solids_where_the_slow_twin_does(name):
     """A march along each ray until the implicit solid is entered."""
     worlds = make_worlds([3], level="object", max_solids=1)
@@ -30,9 +30,8 @@ def test_rays_meet_solids_where_the_slow_twin_does(name):
     directions = torch.nn.functional.normalize(torch.randn(300, 3, generator=generator), dim=-1)
     aims = worlds.center[0, 0] + 0.5 * torch.randn(300, 3, generator=generator)
     origins = aims - 3 * directions
-    view = torch.zeros(300, dtype=torch.long)
     solids = _Solids(worlds, torch.zeros(1, dtype=torch.long), torch.zeros(1))
-    distance, place, normal = _cast(solids, view, origins, directions)
+    distance, place, normal = (x[0] for x in _cast(solids, origins[None], directions[None]))
     size, center, rotation = worlds.size[0, 0], worlds.center[0, 0], worlds.rotation[0, 0]
     hits = 0
     for index in range(300):
@@ -72,8 +71,7 @@ def test_cameras_stand_free_and_see_the_solids(level):
     poses, _, _ = sample_views(worlds, 6, seed=0)
     centers = poses[..., :3, 3]
     gaps = (centers[:, :, None] - worlds.center[:, None]).norm(dim=-1) - worlds.radius[:, None]
-    small = (worlds.shape > 0) & (worlds.radius < 1.5)
-    assert gaps.where(small[:, None], torch.inf).min() > 0
+    assert gaps.where(worlds.radius[:, None] > 0, torch.inf).min() > 0
     if level == "scene":
         assert centers[..., 2].min() > 0.1
     images = render(worlds, *sample_views(worlds, 2, seed=0)[:2], size=(16, 16), samples=1)

@@ -21,13 +21,14 @@ from ..cameras import look_at
 
 __all__ = ["SHAPES", "SPLITS", "TEXTURES", "Worlds", "make_worlds", "render", "sample_views"]
 
-SHAPES = ("none", "box", "prism", "pyramid", "octahedron", "ellipsoid", "cylinder", "cone", "torus", "blend")
+SHAPES = ("none", "wall", "box", "prism", "pyramid", "octahedron", "ellipsoid", "cylinder", "cone", "torus", "blend")
 TEXTURES = ("plain", "checks", "stripes", "dots", "gradient", "noise", "marble")
 
 # First seed and number of seeds of the named splits: a model never trains on what it is scored on.
 SPLITS = {"train": (0, 10**9), "validation": (10**9, 10**6), "test": (2 * 10**9, 10**6)}
 
-MAX_SOLIDS = 12
+MAX_SOLIDS = 9
+MAX_WALLS = 3
 _POLYTOPES = ("box", "prism", "pyramid", "octahedron")
 _TRACED = ("cone", "torus", "blend")
 _FAR = 1e9
@@ -36,7 +37,8 @@ _SURFACE = 1e-4  # how far secondary rays start from the surface that they leave
 
 @dataclass
 class Worlds:
-    """B worlds with up to K solids each; the ground takes the last place of the materials."""
+    """B worlds of K solids, of which the last are walls (boxes along the axes that do not move). The ground takes the
+    last place of the materials."""
 
     shape: torch.Tensor  # [B, K] index into SHAPES
     size: torch.Tensor  # [B, K, 3] half extents
@@ -67,8 +69,8 @@ class Worlds:
 
     @property
     def radius(self) -> torch.Tensor:
-        """Radius `[B, K]` of the bounding sphere of each solid; 0 for none."""
-        return self.size.norm(dim=-1) * (self.shape > 0)
+        """Radius `[B, K]` of the bounding sphere of each solid; 0 for walls and for none."""
+        return self.size.norm(dim=-1) * (self.shape > SHAPES.index("wall"))
 
 
 # Making worlds
@@ -96,8 +98,8 @@ def make_worlds(
     """
     if level not in ("object", "scene", "mixed"):
         raise ValueError(f"`level` must be 'object', 'scene' or 'mixed', got {level!r}.")
-    if not 1 <= max_solids <= MAX_SOLIDS - 3:
-        raise ValueError(f"`max_solids` must lie between 1 and {MAX_SOLIDS - 3}, got {max_solids}.")
+    if not 1 <= max_solids <= MAX_SOLIDS:
+        raise ValueError(f"`max_solids` must lie between 1 and {MAX_SOLIDS}, got {max_solids}.")
     return Worlds.stack([_make_world(int(seed), level, motion, max_solids) for seed in seeds])
 
 
@@ -120,12 +122,12 @@ class _Dice:
 def _make_world(seed: int, level: str, motion: float, max_solids: int) -> Worlds:
     dice = _Dice(seed)
     is_scene = level == "scene" or (level == "mixed" and dice.chance(0.5))
-    count = dice.integer(1, max_solids + 1)
-    shape = torch.zeros(MAX_SOLIDS, dtype=torch.long)
-    size, center = torch.zeros(MAX_SOLIDS, 3), torch.zeros(MAX_SOLIDS, 3)
-    rotation = torch.eye(3).repeat(MAX_SOLIDS, 1, 1)
+    count, slots = dice.integer(1, max_solids + 1), MAX_SOLIDS + MAX_WALLS
+    shape = torch.zeros(slots, dtype=torch.long)
+    size, center = torch.zeros(slots, 3), torch.zeros(slots, 3)
+    rotation = torch.eye(3).repeat(slots, 1, 1)
     for index in range(count):
-        shape[index] = dice.integer(1, len(SHAPES))
+        shape[index] = dice.integer(SHAPES.index("box"), len(SHAPES))
         name = SHAPES[shape[index]]
         scale = dice.uniform(0.25, 0.6).item() * (1.0 if is_scene or count < 4 else 0.8)
         size[index] = scale * dice.uniform(0.55, 1.0, 3)
@@ -137,20 +139,19 @@ def _make_world(seed: int, level: str, motion: float, max_solids: int) -> Worlds
         center[index] = _free_place(dice, size, center, index, is_scene)
         if is_scene and name == "torus":  # lies lower than its bounding cube
             center[index, 2] *= 0.4
-    walls = dice.integer(0, 4) if is_scene else 0
     first = dice.integer(0, 4)
-    for number in range(walls):
-        index, side = count + number, _turn((first + number) % 4 * math.pi / 2)
-        shape[index] = SHAPES.index("box")
-        size[index] = torch.tensor([0.1, 3.6, dice.uniform(0.8, 2.0).item()])
-        center[index] = side @ torch.tensor([3.5, 0.0, size[index, 2].item()])
-        rotation[index] = side
-    moves = dice.uniform(0, 1, MAX_SOLIDS) < motion
+    for number in range(dice.integer(0, MAX_WALLS + 1) if is_scene else 0):
+        index, turn = MAX_SOLIDS + number, (first + number) % 4
+        shape[index] = SHAPES.index("wall")
+        height = dice.uniform(0.8, 2.0).item()
+        size[index] = torch.tensor([0.1, 3.6, height] if turn % 2 == 0 else [3.6, 0.1, height])
+        center[index] = _turn(turn * math.pi / 2) @ torch.tensor([3.5, 0.0, height])
+    moves = dice.uniform(0, 1, slots) < motion
     moves[count:] = False
-    velocity = dice.uniform(-0.5, 0.5, MAX_SOLIDS, 3) * moves[:, None]
+    velocity = dice.uniform(-0.5, 0.5, slots, 3) * moves[:, None]
     velocity[:, 2] *= 0.0 if is_scene else 1.0
 
-    materials = MAX_SOLIDS + 1
+    materials = slots + 1
     colors = _colors(dice, materials)
     elevation, azimuth = math.radians(dice.uniform(35, 75).item()), dice.uniform(0, 2 * math.pi).item()
     return Worlds(
@@ -159,7 +160,7 @@ def _make_world(seed: int, level: str, motion: float, max_solids: int) -> Worlds
         center=center,
         rotation=rotation,
         velocity=velocity,
-        spin=dice.uniform(-1.5, 1.5, MAX_SOLIDS) * moves,
+        spin=dice.uniform(-1.5, 1.5, slots) * moves,
         texture=torch.randint(0, len(TEXTURES), (materials,), generator=dice.generator),
         colors=colors,
         frequency=_frequencies(dice, count, materials),
@@ -280,7 +281,7 @@ def sample_views(
 
 def _place_cameras(dice, worlds, index, num_views, kind, spread, is_scene) -> torch.Tensor:
     radius, center = worlds.radius[index], worlds.center[index]
-    solids = (worlds.shape[index] > 0) & (radius < 1.5)
+    solids = radius > 0
     focus = center[solids].mean(0)
     reach = ((center[solids] - focus).norm(dim=-1) + radius[solids]).max().item()
     distance = reach * (2.0 if is_scene else 2.6)
@@ -306,7 +307,7 @@ def _place_cameras(dice, worlds, index, num_views, kind, spread, is_scene) -> to
     if is_scene:  # above the ground and between the walls
         places[:, 2].clamp_(min=0.2)
         places[:, :2].clamp_(-3.2, 3.2)
-    places = _outside(places, center, radius * solids)
+    places = _outside(places, center, radius)
     return look_at(places, aim.expand_as(places), torch.tensor([0.0, 0.0, 1.0]))
 
 
@@ -330,7 +331,7 @@ def render(
     times: torch.Tensor | None = None,  # [B, V] seconds
     size: tuple[int, int] = (64, 64),
     samples: int = 3,
-    rays_at_once: int = 2_000_000,
+    rays_at_once: int = 400_000,
 ) -> torch.Tensor:
     """
     Ray casts views with hard shadows and highlights.
@@ -370,14 +371,10 @@ def render(
     images = []
     for start in range(0, batch * views, at_once):
         part = slice(start, start + at_once)
-        directions = pixels @ torch.linalg.inv(intrinsics[part]).mT @ poses[part, :3, :3].mT
-        directions = F.normalize(directions, dim=-1)
+        directions = F.normalize(pixels @ torch.linalg.inv(intrinsics[part]).mT @ poses[part, :3, :3].mT, dim=-1)
         footprint = 1 / (intrinsics[part, 0, 0] * width)  # radians in a pixel
-        view = torch.arange(len(directions), device=device).repeat_interleave(len(pixels))
         solids = _Solids(worlds, scene[part], times[part])
-        colors = _shade(
-            solids, view, poses[part, :3, 3][view], directions.reshape(-1, 3), footprint.repeat_interleave(len(pixels))
-        )
+        colors = _shade(solids, poses[part, None, :3, 3], directions, footprint)
         colors = colors.view(-1, height, samples, width, samples, 3).mean((2, 4))
         images.append(_srgb(colors).permute(0, 3, 1, 2))
     return torch.cat(images).unflatten(0, (batch, views))
@@ -395,34 +392,37 @@ class _Solids:
         c, s, o, i = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
         turn = torch.stack([c, -s, o, s, c, o, o, o, i], dim=-1).unflatten(-1, (3, 3))
         self.rotation = turn @ self.rotation
+        self.used = int((self.radius > 0).sum(-1).max())  # solids take the first places
 
 
-def _shade(solids, view, origins, directions, footprint) -> torch.Tensor:
-    """Linear RGB `[n, 3]` of rays."""
-    distance, place, normal = _cast(solids, view, origins, directions)
-    sky = solids.sky[view]
-    height = directions[:, 2:].clamp(0, 1)
-    colors = sky[:, 0] + (sky[:, 1] - sky[:, 0]) * (height * 1.5).clamp(0, 1)
-    hit = (distance < _FAR).nonzero().squeeze(-1)
-    view, distance, place, normal = view[hit], distance[hit], place[hit], normal[hit]
-    direction, points = directions[hit], origins[hit] + distance[:, None] * directions[hit]
+def _shade(solids: _Solids, origins: torch.Tensor, directions: torch.Tensor, footprint: torch.Tensor) -> torch.Tensor:
+    """Linear RGB `[v, n, 3]` of rays from `origins` `[v, 1, 3]`; `footprint` `[v]` is the angle of a pixel."""
+    distance, place, normal = _cast(solids, origins, directions)
+    sky = solids.sky[:, None]
+    height = (directions[..., 2:] * 1.5).clamp(0, 1)
+    colors = torch.lerp(sky[..., 0, :], sky[..., 1, :], height).expand_as(directions).contiguous()
+    hit = distance < _FAR
+    view = hit.nonzero()[:, 0]
+    points = origins + torch.where(hit, distance, torch.zeros_like(distance))[..., None] * directions
 
-    facing = (normal * direction).sum(-1, keepdim=True)
-    width = footprint[hit] * distance / (-facing.squeeze(-1)).clamp_min(0.05)
-    albedo = _albedo(solids, view, place, points, width)
-    light = solids.light[view]
+    light = solids.light[:, None]
     diffuse = (normal * light).sum(-1).clamp_min(0)
-    lit = (diffuse > 0).nonzero().squeeze(-1)
-    shadow_origins = points[lit] + normal[lit] * (_SURFACE * (1 + distance[lit, None]))
-    blocked, _, _ = _cast(solids, view[lit], shadow_origins, light[lit], any_hit=True)
-    diffuse[lit] *= (blocked >= _FAR).to(diffuse)
-    ambient = solids.ambient[view]
+    lit = hit & (diffuse > 0)
+    away = points + normal * (_SURFACE * (1 + distance[..., None].clamp_max(100)))
+    blocked, _, _ = _cast(solids, away, light, lit)
+    diffuse = diffuse * (blocked >= _FAR)
+
+    distance, place, normal, diffuse = distance[hit], place[hit], normal[hit], diffuse[hit]
+    direction, light = directions[hit], solids.light[view]
+    facing = (normal * direction).sum(-1)
+    albedo = _albedo(solids, view, place, points[hit], footprint[view] * distance / (-facing).clamp_min(0.05))
     half = F.normalize(light - direction, dim=-1)
     highlight = solids.gloss[view, place] * (normal * half).sum(-1).clamp_min(0) ** 40 * (diffuse > 0)
+    ambient = solids.ambient[view]
     soft = ambient * (0.7 + 0.3 * normal[:, 2])
     shaded = albedo * (soft + (1 - ambient) * 1.1 * diffuse)[:, None] + highlight[:, None]
-    fog = (1 - torch.exp(-0.004 * distance**2))[:, None] * (place == solids.shape.shape[1])[:, None]
-    colors = colors.index_put((hit,), torch.lerp(shaded, sky[hit, 0], fog))
+    fog = (1 - torch.exp(-0.004 * distance**2)) * (place == solids.shape.shape[1])
+    colors[hit] = torch.lerp(shaded, solids.sky[view, 0], fog[:, None])
     return colors
 
 
@@ -431,60 +431,87 @@ def _srgb(linear: torch.Tensor) -> torch.Tensor:
     return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp_min(1e-8) ** (1 / 2.4) - 0.055)
 
 
-def _cast(solids: _Solids, view, origins, directions, any_hit: bool = False):
-    """Distance `[n]` to the nearest surface (`_FAR` for none), the number of its solid, its outward normal."""
-    count, slots = len(view), solids.shape.shape[1]
-    nearest = torch.full((count,), _FAR, device=origins.device)
-    place = torch.full((count,), slots, device=origins.device)
-    normals = torch.zeros(count, 3, device=origins.device)
-    if not any_hit:  # nothing lies below the ground that could shade it
-        down = -origins[:, 2] / torch.where(directions[:, 2].abs() < 1e-9, 1e-9, directions[:, 2])
-        on_ground = solids.has_ground[view] & (down > 0) & (directions[:, 2] < 0)
-        nearest = torch.where(on_ground, down, nearest)
-        normals[:, 2] = 1.0
+def _cast(
+    solids: _Solids,
+    origins: torch.Tensor,  # [v, n, 3], or [v, 1, 3] for rays from one point
+    directions: torch.Tensor,  # [v, n, 3], or [v, 1, 3] for parallel rays
+    active: torch.Tensor | None = None,  # [v, n] bool: shadow rays, which the ground cannot stop
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Distance `[v, n]` to the nearest surface (`_FAR` for none), number of its solid (K: the ground), its normal."""
+    slots = solids.shape.shape[1]
+    shape = torch.broadcast_shapes(origins.shape, directions.shape)[:-1]
+    nearest = torch.full(shape, _FAR, device=origins.device)
+    normals = torch.zeros(*shape, 3, device=origins.device)
+    if active is None:
+        slope = directions[..., 2]
+        on_ground = solids.has_ground[:, None] & (slope < 0) & (origins[..., 2] > 0)
+        nearest = torch.where(on_ground, -origins[..., 2] / slope.clamp_max(-1e-9), nearest)
+        normals[..., 2] = 1.0
 
-    for slot in range(slots):
-        kinds = solids.shape[:, slot]
-        if not (kinds > 0).any():
+    place = torch.full(shape, slots, device=origins.device)
+    _meet_walls(solids, origins, directions, nearest, place, normals)
+
+    # Which rays pass the bounding sphere of which solid: products of matrices, for all pairs at once
+    center, radius = solids.center[:, : solids.used], solids.radius[:, None, : solids.used]
+    along = directions @ center.mT - (directions * origins).sum(-1, keepdim=True)  # [v, n, used]
+    square = (origins * origins).sum(-1, keepdim=True) - 2 * origins @ center.mT + center.square().sum(-1)[:, None]
+    close = (square - along.square() < radius.square()) & (along > -radius) & (radius > 0)
+    if active is not None:
+        close &= active.unsqueeze(-1)
+    view, ray, slot = close.nonzero().unbind(-1)
+    one_origin, one_direction = (0 * ray if x.shape[1] == 1 else ray for x in (origins, directions))
+    offset = origins[view, one_origin] - center[view, slot]
+    distance, normal = _intersect(solids, view, slot, offset, directions[view, one_direction], along[close])
+
+    flat = view * shape[1] + ray
+    nearest = nearest.flatten().scatter_reduce(0, flat, distance, "amin")
+    won = (distance == nearest[flat]) & (distance < _FAR)
+    place.view(-1)[flat[won]] = slot[won]
+    normals.view(-1, 3)[flat[won]] = normal[won]
+    return nearest.view(shape), place, normals
+
+
+def _meet_walls(solids: _Solids, origins, directions, nearest, place, normals) -> None:
+    """Lets walls come nearer, in place: boxes along the axes, by slabs (Kay and Kajiya 1986)."""
+    for slot in range(MAX_SOLIDS, MAX_SOLIDS + MAX_WALLS):
+        views = (solids.shape[:, slot] > 0).nonzero().squeeze(-1)
+        if not len(views):
             continue
-        offset = origins - solids.center[view, slot]
-        middle = -(offset * directions).sum(-1)
-        radius = solids.radius[view, slot]
-        gap = offset.square().sum(-1) - middle.square()
-        close = (gap < radius.square()) & (middle > -radius) & (middle - radius < nearest) & (kinds[view] > 0)
-        rays = close.nonzero().squeeze(-1)
-        if not len(rays):
-            continue
-        distance, normal = _intersect(solids, slot, view[rays], offset[rays], directions[rays], middle[rays])
-        better = distance < nearest[rays]
-        rays, distance, normal = rays[better], distance[better], normal[better]
-        nearest[rays], place[rays], normals[rays] = distance, slot, normal
-    return nearest, place, normals
+        center, size = solids.center[views, None, slot], solids.size[views, None, slot]
+        d, o = directions[views], origins[views] - center
+        inverse = 1 / torch.where(d.abs() < 1e-9, 1e-9, d)
+        middle, half = -o * inverse, size * inverse.abs()
+        enter, axis = (middle - half).max(-1)
+        leave = (middle + half).amin(-1)
+        better = (enter < leave) & (enter > 0) & (enter < nearest[views])
+        nearest[views] = torch.where(better, enter, nearest[views])
+        place[views] = torch.where(better, slot, place[views])
+        facing = F.one_hot(axis, 3) * -d.sign()
+        normals[views] = torch.where(better.unsqueeze(-1), facing, normals[views])
 
 
-def _intersect(solids: _Solids, slot: int, view, offset, directions, middle):
-    """Distance and world normal for rays near one solid each, `offset` from its centre."""
+def _intersect(solids: _Solids, view, slot, offset, directions, middle) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distance `[p]` and world normal `[p, 3]` for pairs of a ray and a solid: `offset` `[p, 3]` is the origin seen
+    from the centre of the solid, `middle` `[p]` where the ray passes it."""
     rotation = solids.rotation[view, slot]
     o = (offset.unsqueeze(-2) @ rotation).squeeze(-2)
     d = (directions.unsqueeze(-2) @ rotation).squeeze(-2)
     size, kind = solids.size[view, slot], solids.shape[view, slot]
     distance = torch.full_like(middle, _FAR)
     normal = torch.zeros_like(o)
-    for name in SHAPES[1:]:
-        rays = (kind == SHAPES.index(name)).nonzero().squeeze(-1)
-        if not len(rays):
+    for name in SHAPES[SHAPES.index("box") :]:
+        pairs = (kind == SHAPES.index(name)).nonzero().squeeze(-1)
+        if not len(pairs):
             continue
-        if name in _POLYTOPES:
-            found = _meet_polytope(name, o[rays] / size[rays], d[rays] / size[rays])
-        elif name in _TRACED:
-            scale = size[rays, :1]
-            near = ((middle[rays] - 1.8 * scale.squeeze(-1)) / scale.squeeze(-1)).clamp_min(0)
-            t, n = _trace(name, o[rays] / scale, d[rays], near)
-            found = (t * scale.squeeze(-1)).where(t < _FAR, torch.full_like(t, _FAR)), n
+        if name in _TRACED:
+            scale = size[pairs, 0]
+            near = (middle[pairs] / scale - 1.8).clamp_min(0)
+            t, normal[pairs] = _trace(name, o[pairs] / scale[:, None], d[pairs], near)
+            distance[pairs] = torch.where(t < _FAR, t * scale, t)
         else:
-            found = _meet_quadric(name, o[rays] / size[rays], d[rays] / size[rays])
-        distance[rays], normal[rays] = found
-    # `n / size` is right for the stretched unit shapes, whose normals come in the unit frame.
+            meet = _meet_polytope if name in _POLYTOPES else _meet_quadric
+            distance[pairs], normal[pairs] = meet(name, o[pairs] / size[pairs], d[pairs] / size[pairs])
+    # Solids in closed form are stretched unit shapes, whose normals come in the unit frame.
     stretch = torch.where(_is_traced(kind)[:, None], torch.ones_like(size), size)
     normal = F.normalize(normal / stretch, dim=-1)
     return distance, (rotation @ normal.unsqueeze(-1)).squeeze(-1)
