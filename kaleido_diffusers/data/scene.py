@@ -90,17 +90,17 @@ class SceneImages(Sequence):
     again images that are not decoded yet."""
 
     def __init__(self, loaders: Sequence[Callable[[], PIL.Image.Image]]):
-        self._loaders = list(loaders)
+        self.loaders = list(loaders)
 
     def __len__(self) -> int:
-        return len(self._loaders)
+        return len(self.loaders)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return SceneImages(self._loaders[index])
+            return SceneImages(self.loaders[index])
         if isinstance(index, Sequence):
-            return SceneImages([self._loaders[i] for i in index])
-        return self._loaders[index]()
+            return SceneImages([self.loaders[i] for i in index])
+        return self.loaders[index]()
 
     def __repr__(self) -> str:
         return f"SceneImages({len(self)})"
@@ -119,6 +119,7 @@ class Scene:
         masks (`Sequence[PIL.Image.Image]`, *optional*): white where the object is.
         points (`torch.Tensor` of shape `[P, 3]`, *optional*): sparse points in the world.
         image_paths (`list[Path]`, *optional*): where the photos lie.
+        splits (`dict[str, list[int]]`, *optional*): views of the splits that the capture comes with (train, test).
     """
 
     images: Sequence[PIL.Image.Image]
@@ -128,6 +129,7 @@ class Scene:
     masks: Sequence[PIL.Image.Image] | None = None
     points: torch.Tensor | None = None
     image_paths: list[Path] | None = None
+    splits: dict[str, list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -160,7 +162,8 @@ def load_scene(
 
     Args:
         path (`str` or `Path`):
-            A folder with a `transforms.json` (nerfstudio, instant-ngp), or that file.
+            A folder with a `transforms.json` (nerfstudio, instant-ngp) or with `transforms_train.json` and its like
+            (Blender, NeRF-synthetic), or a file of the former kind.
         missing (`str`, defaults to `"error"`):
             What to do about photos that the capture lists but does not have: `"error"` refuses and lists them,
             `"skip"` leaves them out with a warning.
@@ -171,14 +174,19 @@ def load_scene(
         [`CaptureError`]: when the folder holds no known format, or what it holds cannot be read; the message names the
         file and the field.
     """
-    from .transforms_json import read_transforms_json
+    from .transforms_json import read_blender, read_transforms_json
 
     path = Path(path)
     if missing not in ("error", "skip"):
         raise ValueError(f"`missing` must be 'error' or 'skip', got {missing!r}.")
     if not path.exists():
         raise CaptureError(f"{path}: no such capture.")
+    options = {"missing": missing, "background": background}
+    if (path / "transforms_train.json").is_file() and not (path / "transforms.json").exists():
+        return read_blender(path, **options)
     file = path / "transforms.json" if path.is_dir() else path
     if not file.is_file() or file.suffix != ".json":
-        raise CaptureError(f"{path}: no capture in a known format. Looked for: transforms.json.")
-    return read_transforms_json(file, missing=missing, background=background)
+        raise CaptureError(
+            f"{path}: no capture in a known format. Looked for: transforms.json, transforms_train.json."
+        )
+    return read_transforms_json(file, **options)

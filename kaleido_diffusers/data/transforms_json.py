@@ -1,5 +1,6 @@
-"""Reader of nerfstudio's and instant-ngp's `transforms.json`: `world_from_camera` matrices with OpenGL camera axes
-(converted to OpenCV's here), intrinsics in pixels for all frames or for each."""
+"""Readers of nerfstudio's and instant-ngp's `transforms.json` and of Blender's `transforms_train.json`:
+`world_from_camera` matrices with OpenGL camera axes (converted to OpenCV's here), intrinsics in pixels for all frames
+or for each."""
 
 import json
 import math
@@ -14,7 +15,7 @@ from .images import CaptureError, open_image
 from .scene import Photo, Scene, SceneImages
 
 
-__all__ = ["read_transforms_json"]
+__all__ = ["read_blender", "read_transforms_json"]
 
 MAX_JSON_BYTES = 64_000_000
 
@@ -59,6 +60,32 @@ def read_transforms_json(
         name=file.parent.resolve().name,
         times=None if None in times else torch.tensor(times, dtype=torch.float64),
         image_paths=[photo.path for photo in photos],
+    )
+
+
+def read_blender(
+    folder: Path, missing: Literal["error", "skip"] = "error", background: tuple[int, int, int] = (255, 255, 255)
+) -> Scene:
+    """Reads `transforms_{train,val,test}.json` (NeRF-synthetic), which name images without extension; the files become
+    splits of one scene. See [`load_scene`] for the arguments and errors."""
+    scenes = {}
+    for split in ("train", "val", "test"):
+        file = folder / f"transforms_{split}.json"
+        if file.is_file():
+            scenes[split] = read_transforms_json(file, missing, background)
+    splits, start = {}, 0
+    for split, scene in scenes.items():
+        splits[split] = list(range(start, start + len(scene)))
+        start += len(scene)
+    parts = list(scenes.values())
+    times = [scene.times for scene in parts]
+    return Scene(
+        images=SceneImages([loader for scene in parts for loader in scene.images.loaders]),
+        cameras=Cameras.cat([scene.cameras for scene in parts]),
+        name=folder.resolve().name,
+        times=None if any(time is None for time in times) else torch.cat(times),
+        image_paths=[path for scene in parts for path in scene.image_paths],
+        splits=splits,
     )
 
 
