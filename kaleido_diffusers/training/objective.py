@@ -33,6 +33,10 @@ class ViewBatch:
     intrinsics: torch.Tensor | None = None
     times: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> "ViewBatch":
+        """The batch on another device."""
+        return ViewBatch(*(None if x is None else x.to(device) for x in vars(self).values()))
+
     def select(self, views: Sequence[int]) -> "ViewBatch":
         """Some of the views of every scene, in the order given."""
         views = list(views)
@@ -121,7 +125,7 @@ def rectified_flow_loss(
     scheduler: RectifiedFlowViewScheduler,
     batch: ViewBatch,
     partition: ViewPartition,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> torch.Tensor:
     """
     Mean squared error of the velocity over the targets: `E |v(x_sigma, sigma, references) - (eps - x_0)|^2`.
@@ -138,8 +142,8 @@ def rectified_flow_loss(
             Views of B scenes.
         partition ([`ViewPartition`]):
             Shared by the batch.
-        generator (`torch.Generator`, *optional*):
-            Source of the noise (on the CPU).
+        generator (`torch.Generator` or a sequence of B of them, *optional*):
+            Source of the noise (on the CPU), for the batch or for each row of it.
 
     Returns:
         `torch.Tensor` of shape `[]`.
@@ -156,10 +160,14 @@ def rectified_flow_loss(
         groups, num_references = groups[num_references:], 0
     references, clean = batch.views[:, :num_references], batch.views[:, num_references:]
 
+    rows = [(len(clean), generator)]
+    if isinstance(generator, Sequence):
+        rows = [(1, row_generator) for row_generator in generator]
     sizes = torch.tensor([len(group) for group in partition.targets])
-    sigma = scheduler.sample_sigmas(len(clean), len(sizes), generator).repeat_interleave(sizes, dim=1).to(clean.device)
+    sigma = torch.cat([scheduler.sample_sigmas(count, len(sizes), source) for count, source in rows])
+    sigma = sigma.repeat_interleave(sizes, dim=1).to(clean.device)
+    noise = torch.cat([torch.randn(count, *clean.shape[1:], generator=source) for count, source in rows]).to(clean)
     timestep = sigma * scheduler.config.num_train_timesteps
-    noise = torch.randn(clean.shape, generator=generator).to(clean)
     noisy = scheduler.scale_noise(clean, timestep, noise)
     prediction = transformer(
         torch.cat([references, noisy], dim=1),

@@ -7,7 +7,11 @@ __all__ = ["make_optimizers"]
 
 
 def make_optimizers(
-    model: torch.nn.Module, matrix_lr: float = 0.02, other_lr: float = 2e-3, weight_decay: float = 0.0
+    model: torch.nn.Module,
+    matrix_lr: float = 0.02,
+    other_lr: float = 2e-3,
+    weight_decay: float = 0.0,
+    kind: str = "muon",
 ) -> list[torch.optim.Optimizer]:
     """
     Muon for the matrices of the transformer blocks, AdamW for everything else.
@@ -23,7 +27,12 @@ def make_optimizers(
             Learning rate of AdamW: embeddings, norms, modulation and output.
         weight_decay (`float`, defaults to `0.0`):
             Decoupled weight decay of the matrices.
+        kind (`str`, defaults to `"muon"`):
+            `"muon"`, or `"adamw"`: AdamW with `other_lr` for everything.
     """
+    if kind == "adamw":
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return [torch.optim.AdamW(parameters, lr=other_lr, betas=(0.9, 0.99), weight_decay=weight_decay)]
     if not hasattr(torch.optim, "Muon"):
         raise ImportError(f"Training needs torch.optim.Muon, which torch {torch.__version__} lacks: torch>=2.9.")
     matrices, others = [], []

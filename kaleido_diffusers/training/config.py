@@ -1,0 +1,124 @@
+"""Settings of the trainer."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+__all__ = ["ModelConfig", "TrainConfig"]
+
+
+@dataclass
+class ModelConfig:
+    """The model to train, when training does not start from a checkpoint."""
+
+    preset: Literal["tiny", "small", "base", "large", "xl"] = "tiny"
+    """Architecture; the entries below replace single values of it."""
+    num_layers: int | None = None
+    """Transformer blocks."""
+    num_attention_heads: int | None = None
+    """Query heads of 64 channels."""
+    num_key_value_heads: int | None = None
+    """Key and value heads."""
+    ffn_dim: int | None = None
+    """Inner width of the SwiGLU."""
+    patch_size: int | None = None
+    """Pixels along a token."""
+    layer_pattern: tuple[str, ...] | None = None
+    """Layer kinds, repeated over the depth: `global`, `view`."""
+    camera_encoding: Literal["prope", "gta"] | None = None
+    """How cameras enter attention."""
+
+
+@dataclass
+class TrainConfig:
+    """Trains a Kaleido on views of synthetic worlds, captures or shards."""
+
+    output: Path
+    """Folder for checkpoints, the log and validation pictures. A run in it is resumed."""
+    data: tuple[str, ...] = ("mixed",)
+    """Sources with optional weights: `object`, `scene`, `mixed` (synthetic worlds), `video` (clips without cameras),
+    `moving` (clips with both), a folder of shards, a capture; for example `mixed=3 video runs/shards=2`."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    init_from: Path | None = None
+    """Pipeline folder to start from, instead of random weights."""
+    prediction_type: Literal["sample", "velocity"] = "sample"
+    """What the model predicts: `sample` suits pixels, `velocity` latents."""
+    logit_mean: float = 0.8
+    """Mean of logit(sigma) in training: above 0 biased to noise."""
+    logit_std: float = 1.0
+    """Spread of logit(sigma) in training."""
+    training_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
+    """Density of the noise levels."""
+    size: int = 64
+    """Height and width of the views in pixels."""
+    batch: int = 8
+    """Scenes a step, all processes together."""
+    views: int = 9
+    """Views of each scene at a step, references and targets."""
+    references: tuple[int, ...] = ()
+    """Numbers of references to draw from; empty: 0 to views - 1."""
+    target_group_sizes: tuple[int, ...] = (1, 2, 4)
+    """Sizes of target groups to draw from."""
+    reference_dropout: float = 0.1
+    """Probability that targets do without their references."""
+    ordered_references: float = 0.5
+    """Probability that references come in several ordered groups."""
+    view_mix: tuple[float, float, float] = (0.3, 0.2, 0.5)
+    """Probabilities of neighbouring, spread and random views."""
+    spread: float = 1.0
+    """How far the cameras of synthetic worlds are apart, from 0 to 1."""
+    scenes: int = 100_000
+    """Worlds of each synthetic source."""
+    scene_views: int = 12
+    """Views of each synthetic world."""
+    max_solids: int = 6
+    """Most solids in a synthetic world."""
+    render_samples: int = 2
+    """Rays along each side of a pixel of a synthetic world."""
+    in_memory: bool = False
+    """Read or render every source once, at the start."""
+    steps: int = 10_000
+    """Optimizer steps of the whole run; the schedule counts them."""
+    max_minutes: float | None = None
+    """Stop (and save) after this many minutes; a later call goes on."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all."""
+    matrix_lr: float = 0.02
+    """Learning rate of Muon."""
+    other_lr: float = 2e-3
+    """Learning rate of AdamW."""
+    weight_decay: float = 0.0
+    """Weight decay of the matrices."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises."""
+    cooldown: float = 0.3
+    """Last part of the run over which the learning rate falls to zero."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    ema_decay: float = 0.999
+    """Decay of the moving average of the weights."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the forward pass."""
+    gradient_checkpointing: bool = False
+    """Trade time for memory."""
+    compile: bool = False
+    """torch.compile the blocks. Worth it when few numbers of references and group sizes are drawn."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept."""
+    log_every: int = 20
+    """Steps between lines of the log."""
+    validate_every: int = 1000
+    """Steps between validations."""
+    validation_scenes: int = 8
+    """Scenes of the validation split that are generated."""
+    validation_steps: int = 8
+    """Denoising steps of validation."""
+    workers: int = 1
+    """Processes that prepare batches; 0 for none beside the main one."""
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Where scores go, beside log.jsonl."""
+    seed: int = 0
+    """Decides weights, data and noise."""

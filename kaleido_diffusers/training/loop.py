@@ -1,0 +1,299 @@
+"""The one training loop: video and 3D, scratch and fine-tuning differ in their settings alone."""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+
+from ..evaluation.metrics import psnr
+from ..evaluation.report import contact_sheet
+from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..scheduling_rectified_flow_view import RectifiedFlowViewScheduler
+from ..transformer_kaleido import KaleidoTransformer3DModel
+from .batches import StepBatches, TrainingStep, open_source, open_sources, step_generator
+from .config import TrainConfig
+from .objective import rectified_flow_loss
+from .optimizer import make_optimizers
+
+
+__all__ = ["Trainer", "latest_checkpoint"]
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete `checkpoint-N` of a run."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+class Trainer:
+    """
+    Trains a model as its settings say, and resumes a run that was stopped or killed to the same numbers.
+
+    Args:
+        config (`TrainConfig`): the settings.
+    """
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_dir=str(config.output),
+        )
+        self.is_main = self.accelerator.is_main_process
+        config.output.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = latest_checkpoint(config.output)
+        set_seed(config.seed)
+        self.transformer, self.scheduler = self._make_model()
+        self.ema = self._make_ema()
+        optimizers = make_optimizers(
+            self.transformer, config.matrix_lr, config.other_lr, config.weight_decay, config.optimizer
+        )
+        self.model, *self.optimizers = self.accelerator.prepare(self.transformer, *optimizers)
+        if config.compile:
+            self.transformer.compile_repeated_blocks(dynamic=False)
+        self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.step = 0
+        if self.checkpoint is not None:
+            self._load_state(self.checkpoint)
+        self._validation: list | None = None
+
+    # ------------------------------------------------------------------------------------------------ the run
+
+    def train(self) -> Path:
+        """Runs to the last step, or until the minutes are over. Returns the folder of the averaged pipeline."""
+        config, accelerator = self.config, self.accelerator
+        started, saved = time.monotonic(), self.step
+        if config.tracker != "none":
+            accelerator.init_trackers("kaleido")
+        bar = tqdm(total=config.steps, initial=self.step, disable=not self.is_main, dynamic_ncols=True)
+        totals, waited, since = [], 0.0, time.monotonic()
+        batches = self._batches()
+        while self.step < config.steps:
+            asked = time.monotonic()
+            item = next(batches)
+            waited += time.monotonic() - asked
+            loss, norm = self._train_step(item)
+            totals.append(loss)
+            self.step += 1
+            bar.update()
+            if self.step % config.log_every == 0 or self.step == config.steps:
+                seconds = (time.monotonic() - since) / len(totals)
+                scores = {"loss": torch.stack(totals).mean().item(), "grad_norm": norm.item(), "seconds": seconds}
+                self._log({**scores, "data_share": waited / (seconds * len(totals)), "rate": self._rate(self.step)})
+                bar.set_postfix(loss=f"{scores['loss']:.4f}")
+                totals, waited, since = [], 0.0, time.monotonic()
+            if self.step % config.validate_every == 0 or self.step == config.steps:
+                self._log(self.validate())
+                since = time.monotonic()
+            if self.step % config.save_every == 0 or self.step == config.steps:
+                self.save()
+                saved, since = self.step, time.monotonic()
+            if config.max_minutes is not None and time.monotonic() - started > 60 * config.max_minutes:
+                break
+        if saved < self.step:
+            self.save()
+        bar.close()
+        accelerator.end_training()
+        if self.is_main:
+            self.pipeline().save_pretrained(config.output / "pipeline")
+        accelerator.wait_for_everyone()
+        return config.output / "pipeline"
+
+    def _train_step(self, item: TrainingStep) -> tuple[torch.Tensor, torch.Tensor]:
+        config, accelerator = self.config, self.accelerator
+        rate = self._rate(self.step)
+        for optimizer, rates in zip(self.optimizers, self._base_rates):
+            for group, base in zip(optimizer.param_groups, rates):
+                group["lr"] = base * rate
+        noise = [step_generator(config.seed, item.step, 2 * row + 3) for row in item.rows]
+        batch = item.batch.to(accelerator.device)
+        with accelerator.autocast():
+            loss = rectified_flow_loss(self.model, self.scheduler, batch, item.partition, noise)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.ema.step(self.model.parameters())
+        return accelerator.reduce(loss.detach(), "mean"), norm
+
+    def _rate(self, step: int) -> float:
+        """Factor of the learning rate: linear rise, plateau, linear fall."""
+        config = self.config
+        rise = (step + 1) / max(config.warmup_steps, 1)
+        fall = (config.steps - step) / max(config.cooldown * config.steps, 1)
+        return max(0.0, min(1.0, rise, fall))
+
+    def _batches(self) -> Iterator[TrainingStep]:
+        config, accelerator = self.config, self.accelerator
+        show = (lambda items: tqdm(items, desc="scenes")) if self.is_main else None
+        sources, weights = open_sources(config, show)
+        dataset = StepBatches(config, sources, weights, accelerator.process_index, accelerator.num_processes)
+        loader = torch.utils.data.DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=range(self.step, config.steps),
+            num_workers=config.workers,
+            prefetch_factor=4 if config.workers else None,
+            worker_init_fn=_single_thread,
+        )
+        return iter(loader)
+
+    # ------------------------------------------------------------------------------------------------ the model
+
+    def _make_model(self) -> tuple[KaleidoTransformer3DModel, RectifiedFlowViewScheduler]:
+        """From the newest checkpoint of the run, from another pipeline, or with random weights."""
+        config = self.config
+        options = {
+            "prediction_type": config.prediction_type,
+            "training_distribution": config.training_distribution,
+            "logit_mean": config.logit_mean,
+            "logit_std": config.logit_std,
+        }
+        scheduler = RectifiedFlowViewScheduler(**options)
+        if self.checkpoint is not None:
+            transformer = KaleidoTransformer3DModel.from_pretrained(self.checkpoint / "transformer")
+        elif config.init_from is not None:
+            transformer = KaleidoTransformer3DModel.from_pretrained(config.init_from, subfolder="transformer")
+            scheduler = RectifiedFlowViewScheduler.from_pretrained(config.init_from, subfolder="scheduler")
+            options["prediction_type"] = scheduler.config.prediction_type
+            scheduler = RectifiedFlowViewScheduler.from_config(scheduler.config, **options)
+        else:
+            overrides = {key: value for key, value in vars(config.model).items() if value is not None}
+            preset = overrides.pop("preset")
+            transformer = KaleidoTransformer3DModel.from_preset(preset, sample_size=config.size, **overrides)
+        if config.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        return transformer.float().train(), scheduler
+
+    def _make_ema(self) -> EMAModel:
+        source = self.transformer
+        if self.checkpoint is not None:
+            source = KaleidoTransformer3DModel.from_pretrained(self.checkpoint / "transformer_ema")
+        ema = EMAModel(
+            source.parameters(), decay=self.config.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True
+        )
+        ema.to(self.accelerator.device)
+        return ema
+
+    def pipeline(self) -> KaleidoViewSynthesisPipeline:
+        """The averaged weights as a pipeline."""
+        transformer = KaleidoTransformer3DModel.from_config(self.transformer.config)
+        transformer.load_state_dict(self.accelerator.unwrap_model(self.model, keep_torch_compile=False).state_dict())
+        transformer.to(self.accelerator.device)
+        self.ema.copy_to(transformer.parameters())
+        pipe = KaleidoViewSynthesisPipeline(transformer.eval(), self.scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def save(self) -> None:
+        """Writes `checkpoint-N`: it is complete, or it is not there."""
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            output = self.config.output
+            part, final = output / f".checkpoint-{self.step}.part", output / f"checkpoint-{self.step}"
+            shutil.rmtree(part, ignore_errors=True)
+            self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(part / "transformer")
+            self.pipeline().transformer.save_pretrained(part / "transformer_ema")
+            self.scheduler.save_pretrained(part / "scheduler")
+            state = {
+                "step": self.step,
+                "ema_step": self.ema.optimization_step,
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            }
+            (part / "state").mkdir()
+            torch.save(state, part / "state" / "state.pt")
+            _sync(part)
+            if not final.exists():
+                os.rename(part, final)
+            for old in sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+                if int(old.name.split("-")[1]) <= self.step and old != final and self._is_old(old):
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _is_old(self, path: Path) -> bool:
+        numbers = sorted(int(other.name.split("-")[1]) for other in self.config.output.glob("checkpoint-*"))
+        return int(path.name.split("-")[1]) in numbers[: -self.config.keep]
+
+    def _load_state(self, checkpoint: Path) -> None:
+        state = torch.load(checkpoint / "state" / "state.pt", map_location="cpu", weights_only=True)
+        self.step = state["step"]
+        self.ema.optimization_step = state["ema_step"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+
+    # ------------------------------------------------------------------------------------------------ scores
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Generates views of scenes of the validation split from three references; writes a picture."""
+        if not self.is_main:
+            return {}
+        config = self.config
+        if self._validation is None:
+            name = next((entry.partition("=")[0] for entry in config.data), "mixed")
+            source = open_source(name, config, "validation")
+            count = min(len(source), config.validation_scenes)
+            self._validation = [source[index].select(range(5)) for index in range(count)]
+        pipe, given, made, truth = self.pipeline(), [], [], []
+        for number, sample in enumerate(self._validation):
+            views = sample.views.float() / 255
+            cameras = {}
+            if sample.times is not None:
+                cameras = {"frame_times": sample.times[:3], "target_times": sample.times[3:]}
+            if sample.poses is not None:
+                pixels = sample.intrinsics * torch.tensor([config.size, config.size, 1.0])[:, None]
+                cameras |= {"poses": sample.poses, "intrinsics": pixels}
+            generated = pipe(
+                views[:3],
+                **cameras,
+                height=config.size,
+                width=config.size,
+                num_inference_steps=config.validation_steps,
+                views_per_group=1,
+                generator=torch.Generator().manual_seed(number),
+                output_type="pt",
+            ).images
+            given.append(views[:3])
+            made.append(generated)
+            truth.append(views[3:])
+        made, truth = torch.cat(made), torch.cat(truth)
+        rows = {"generated": made, "truth": truth, "difference": (made - truth).abs()}
+        sheet = contact_sheet(torch.cat(given), rows, tile=96)
+        sheet.save(config.output / f"validation-{self.step:07d}.png")
+        return {"validation_psnr": psnr(made, truth).mean().item()}
+
+    def _log(self, scores: dict[str, float]) -> None:
+        if not self.is_main or not scores:
+            return
+        line = {"step": self.step, **{key: round(value, 6) for key, value in scores.items()}}
+        with open(self.config.output / "log.jsonl", "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        if self.config.tracker != "none":
+            self.accelerator.log(scores, step=self.step)
+        if not all(math.isfinite(value) for value in scores.values()):
+            raise FloatingPointError(f"Training diverged at step {self.step}: {line}")
+
+
+def _single_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _sync(folder: Path) -> None:
+    """Makes sure that what lies in a folder is on the disk before it gets its name."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

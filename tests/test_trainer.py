@@ -1,0 +1,181 @@
+"""A run is killed, resumed, shared between processes and moved from video to 3D, and nothing of it shows."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kaleido_diffusers import KaleidoViewSynthesisPipeline
+from kaleido_diffusers.training.config import ModelConfig, TrainConfig
+from kaleido_diffusers.training.loop import Trainer, latest_checkpoint
+
+
+MODEL = {"num_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "ffn_dim": 48, "patch_size": 4}
+
+
+def make_config(output: Path, **options) -> TrainConfig:
+    defaults = {
+        "size": 8, "batch": 4, "views": 5, "scenes": 8, "scene_views": 6, "render_samples": 1, "steps": 12,
+        "warmup_steps": 3, "save_every": 5, "validate_every": 100, "validation_scenes": 1, "log_every": 1,
+        "tracker": "none", "workers": 0, "data": ("object", "video"),
+    }  # fmt: skip
+    return TrainConfig(output=output, model=ModelConfig(**MODEL), **{**defaults, **options})
+
+
+def arguments(output: Path, **options) -> list[str]:
+    """The same configuration as words of the command line."""
+    config = make_config(output, **options)
+    words = [f"--model.{key.replace('_', '-')}={value}" for key, value in MODEL.items()]
+    for key, value in vars(config).items():
+        if key == "model" or value is None:
+            continue
+        flag = "--" + key.replace("_", "-")
+        if isinstance(value, bool):
+            words += [flag if value else f"--no-{key.replace('_', '-')}"]
+        elif isinstance(value, tuple):
+            words += [flag, *map(str, value)]
+        else:
+            words += [flag, str(value)]
+    return ["train", *words]
+
+
+def weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    checkpoint = latest_checkpoint(folder)
+    return {
+        name: load_file(checkpoint / name / "diffusion_pytorch_model.safetensors")
+        for name in ("transformer", "transformer_ema")
+    }
+
+
+def assert_same(a: Path, b: Path) -> None:
+    for name, tensors in weights(a).items():
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, weights(b)[name][key]), f"{name}: {key}"
+
+
+def test_a_run_stopped_between_steps_resumes_to_the_same_weights(tmp_path):
+    Trainer(make_config(tmp_path / "whole")).train()
+    parts = make_config(tmp_path / "parts", max_minutes=0.0)  # one step at a time
+    for _ in range(12):
+        Trainer(parts).train()
+    assert latest_checkpoint(tmp_path / "parts").name == "checkpoint-12"
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    raw, averaged = weights(tmp_path / "whole").values()
+    assert any(not torch.equal(raw[key], averaged[key]) for key in raw)
+    pipe = KaleidoViewSynthesisPipeline.from_pretrained(tmp_path / "whole" / "pipeline")
+    for key, tensor in pipe.transformer.state_dict().items():
+        assert torch.equal(tensor, averaged[key])
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert (tmp_path / "whole" / "validation-0000012.png").is_file()
+
+
+@pytest.mark.slow
+def test_killed_five_times_it_ends_in_the_same_weights(tmp_path):
+    """SIGKILL at random moments, also inside the writing of a checkpoint."""
+    options = {"steps": 60, "save_every": 1, "keep": 3}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(folder: Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "kaleido_diffusers.cli", *arguments(folder, **options)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0, whole.stderr.read().decode()[-3000:]
+    dice, killed, inside = random.Random(0), 0, 0
+    while killed < 5:
+        before = latest_checkpoint(tmp_path / "killed")
+        process = start(tmp_path / "killed")
+        deadline = time.monotonic() + 120
+        while latest_checkpoint(tmp_path / "killed") == before and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read().decode()[-3000:]
+            time.sleep(0.002)
+        if killed % 2:  # in the middle of a checkpoint
+            while not list((tmp_path / "killed").glob(".checkpoint-*.part")) and process.poll() is None:
+                time.sleep(0.0005)
+        else:
+            time.sleep(dice.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        inside += bool(list((tmp_path / "killed").glob(".checkpoint-*.part")))
+        killed += 1
+    last = start(tmp_path / "killed")
+    assert last.wait() == 0, last.stderr.read().decode()[-3000:]
+    assert inside >= 1, "at least one kill came inside the writing of a checkpoint"
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_two_processes_have_the_losses_of_one(tmp_path):
+    """Data parallel over gloo on the CPU."""
+    options = {"steps": 6, "save_every": 100, "data": ("object", "video")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    single = [sys.executable]
+    losses = {}
+    for name, front in (("two", launch), ("one", single)):
+        command = [*front, "-m", "kaleido_diffusers.cli", *arguments(tmp_path / name, **options)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-3000:]
+        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        losses[name] = torch.tensor([line["loss"] for line in lines if "loss" in line])
+    assert len(losses["one"]) == 6
+    torch.testing.assert_close(losses["two"], losses["one"], rtol=0, atol=1e-5)
+
+
+def test_from_video_to_3d_nothing_of_the_model_changes(tmp_path):
+    """Parameter names and shapes stay, and so does the path through the code."""
+    traces, shapes = {}, {}
+    source = None
+    for stage, data in (("video", "video"), ("3d", "object"), ("both", "moving")):
+        config = make_config(tmp_path / stage, data=(data,), steps=2, init_from=source)
+        trainer = Trainer(config)
+        shapes[stage] = {name: tuple(p.shape) for name, p in trainer.transformer.named_parameters()}
+        traces[stage] = trace(trainer)
+        source = trainer.train()
+    assert shapes["video"] == shapes["3d"] == shapes["both"]
+    assert traces["video"] == traces["3d"] == traces["both"]
+
+
+def trace(trainer: Trainer) -> list[str]:
+    """Modules that run in a training step, in their order."""
+    item = next(trainer._batches())
+    names = []
+    hooks = [
+        module.register_forward_pre_hook(lambda m, _, name=name: names.append(name))
+        for name, module in trainer.transformer.named_modules()
+    ]
+    trainer._train_step(item)
+    for hook in hooks:
+        hook.remove()
+    return names
+
+
+def test_old_checkpoints_go_and_unfinished_ones_are_ignored(tmp_path):
+    (tmp_path / ".checkpoint-99.part").mkdir(parents=True)
+    (tmp_path / "checkpoint-old").mkdir()
+    Trainer(make_config(tmp_path, steps=6, save_every=1, keep=2)).train()
+    found = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert found == ["checkpoint-5", "checkpoint-6", "checkpoint-old"]
+    assert latest_checkpoint(tmp_path).name == "checkpoint-6"
+
+
+def test_gradient_checkpointing_and_precision_are_settings(tmp_path):
+    plain = Trainer(make_config(tmp_path / "a", steps=3))
+    plain.train()
+    Trainer(make_config(tmp_path / "b", steps=3, gradient_checkpointing=True)).train()
+    assert_same(tmp_path / "a", tmp_path / "b")
+    Trainer(make_config(tmp_path / "c", steps=2, optimizer="adamw", mixed_precision="bf16")).train()
+    assert latest_checkpoint(tmp_path / "c").name == "checkpoint-2"
+
+
+def test_divergence_ends_the_run_with_a_word(tmp_path):
+    with pytest.raises(FloatingPointError, match="diverged at step"):
+        Trainer(make_config(tmp_path, matrix_lr=float("nan"), steps=4)).train()
