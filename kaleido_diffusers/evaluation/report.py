@@ -1,6 +1,8 @@
-"""Contact sheets."""
+"""Contact sheets, tables and plots."""
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import PIL.Image
 import PIL.ImageDraw
@@ -10,7 +12,7 @@ import torch
 from ..data.images import tensor_to_image
 
 
-__all__ = ["contact_sheet"]
+__all__ = ["contact_sheet", "markdown_table", "plot_scores"]
 
 _LABEL_WIDTH, _CAPTION_HEIGHT, _GAP, _TILE, _COLUMNS = 92, 18, 4, 128, 8
 
@@ -69,3 +71,45 @@ def _block(rows: dict[str, torch.Tensor], captions: Sequence[str], tile: int) ->
         place = (_LABEL_WIDTH + column * (tile_width + _GAP), height - _CAPTION_HEIGHT + 2)
         draw.text(place, caption, fill="black", font=font)
     return block
+
+
+def markdown_table(rows: Sequence[dict], columns: dict[str, str]) -> str:
+    """
+    A Markdown table.
+
+    Args:
+        rows (`Sequence[dict]`): values by key; `NaN` is left blank.
+        columns (`dict[str, str]`): key of each column and how it is formatted, such as `{"psnr": ".2f"}`.
+    """
+
+    def cell(value, form: str) -> str:
+        return "" if isinstance(value, float) and math.isnan(value) else format(value, form)
+
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell(row[key], form) for key, form in columns.items()) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def plot_scores(
+    rows: Sequence[dict], path: Path, metrics: Sequence[str] = ("psnr", "lpips", "gradient_energy")
+) -> None:
+    """Draws metrics over the number of references, one line a method.
+
+    Args:
+        rows (`Sequence[dict]`): with `method`, `references` and the metrics.
+        path (`Path`): of the PNG.
+        metrics (`Sequence[str]`): one panel each.
+    """
+    from matplotlib.figure import Figure
+
+    metrics = [metric for metric in metrics if not all(math.isnan(row[metric]) for row in rows)]
+    figure = Figure(figsize=(4 * len(metrics), 3.2), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            points = sorted((row["references"], row[metric]) for row in rows if row["method"] == method)
+            axes.plot(*zip(*points), marker="o", label=method)
+        axes.set_xlabel("references")
+        axes.set_title(metric.replace("_", " "))
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,91 @@
+"""What a model must beat: the nearest reference, and a blend of the references over a sweep of planes."""
+
+import torch
+import torch.nn.functional as F
+
+from ..cameras import Cameras, scene_frame, view_distances
+from ..trajectories import focus_point
+
+
+__all__ = ["nearest_reference", "plane_sweep"]
+
+
+def nearest_reference(images: torch.Tensor, cameras: Cameras, targets: Cameras) -> torch.Tensor:
+    """For each target the reference nearest in place and direction, `[M, 3, H, W]`.
+
+    Args:
+        images (`torch.Tensor` of shape `[N, 3, H, W]`): references.
+        cameras (`Cameras` of shape `[N]`): their cameras.
+        targets (`Cameras` of shape `[M]`): where to.
+    """
+    return images[_distances(cameras, targets).argmin(-1)]
+
+
+def plane_sweep(
+    images: torch.Tensor, cameras: Cameras, targets: Cameras, num_planes: int = 48, window: int = 5
+) -> torch.Tensor:
+    """
+    For each pixel of a target, the mean of the references on that plane, of many parallel to the target's image, on
+    which they agree best (Collins 1996); nothing is learned and no depth is given.
+
+    Planes are spaced evenly in inverse depth, from a quarter to four times the distance at which the cameras look.
+    Nearer references weigh more. Pixels that no reference sees take the colour of the nearest reference.
+
+    Args:
+        images (`torch.Tensor` of shape `[N, 3, H, W]`): references in [0, 1].
+        cameras (`Cameras` of shape `[N]`): their cameras.
+        targets (`Cameras` of shape `[M]`): where to.
+        num_planes (`int`, defaults to `48`): depths tried.
+        window (`int`, defaults to `5`): pixels over which agreement is averaged.
+
+    Returns:
+        `torch.Tensor` of shape `[M, 3, H, W]`.
+    """
+    fallback = nearest_reference(images, cameras, targets)
+    weights = torch.softmax(-4 * _distances(cameras, targets), dim=-1).float()
+    swept = [
+        _sweep(images, cameras, target, weight, fill, num_planes, window)
+        for target, weight, fill in zip(targets, weights, fallback)
+    ]
+    return torch.stack(swept)
+
+
+def _distances(cameras: Cameras, targets: Cameras) -> torch.Tensor:
+    poses = torch.cat([cameras.world_from_camera, targets.world_from_camera])
+    poses = scene_frame(poses, len(cameras)).normalize(poses)
+    return view_distances(poses[len(cameras) :], poses[: len(cameras)])
+
+
+def _sweep(images, cameras: Cameras, target: Cameras, weight, fill, num_planes: int, window: int) -> torch.Tensor:
+    """One target `[3, H, W]`."""
+    height, width = target.image_sizes.tolist()
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    pixels = torch.stack([x, y], dim=-1).reshape(-1, 2).double()
+    depth = _looking_distance(cameras, target)
+    best_cost = torch.full((height, width), torch.inf)
+    best_color = fill.clone()
+    for inverse in torch.linspace(4.0, 0.25, num_planes, dtype=torch.float64) / depth:
+        points = target.unproject(pixels, torch.full((len(pixels),), 1 / inverse, dtype=torch.float64))
+        seen, depths = cameras.project(points.expand(len(cameras), -1, 3))
+        size = cameras.image_sizes.flip(-1)[:, None]
+        grid = (2 * seen / size - 1).float().view(len(cameras), height, width, 2)
+        valid = (grid.abs() <= 1).all(-1) & (depths > 0).view(len(cameras), height, width)
+        warped = F.grid_sample(images, grid.clamp(-2, 2), align_corners=False, padding_mode="border")
+        share = weight[:, None, None] * valid
+        total = share.sum(0)
+        color = (share[:, None] * warped).sum(0) / total.clamp_min(1e-8)
+        spread = (share[:, None] * (warped - color).square()).sum((0, 1)) / total.clamp_min(1e-8)
+        cost = spread + 0.02 * (1 - total) ** 2 + 1e-4 * (inverse * depth - 1).float() ** 2
+        cost = F.avg_pool2d(cost[None, None], window, 1, window // 2, count_include_pad=False)[0, 0]
+        better = (cost < best_cost) & (total > 1e-6)
+        best_cost = torch.where(better, cost, best_cost)
+        best_color = torch.where(better, color, best_color)
+    return best_color
+
+
+def _looking_distance(cameras: Cameras, target: Cameras) -> float:
+    """Depth, along the target's axis, of the point that all cameras look at."""
+    together = Cameras.cat([cameras, target[None]])
+    extent = (together.centers - together.centers.mean(0)).norm(dim=-1).max().clamp_min(1e-6)
+    depth = (focus_point(together) - target.centers) @ target.forward
+    return float(depth) if depth > 0.1 * extent else float(2 * extent)

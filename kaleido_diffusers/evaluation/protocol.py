@@ -1,0 +1,211 @@
+"""How a model is scored: which views it gets, which it must make, and against what it is held."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from ..cameras import Cameras, scene_frame, view_distances
+from ..data.images import as_image_tensor, fit_views
+from ..data.scene import Scene
+from ..data.sources import SyntheticSource
+from ..data.view_sampling import reference_order
+from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
+from .baselines import nearest_reference, plane_sweep
+from .metrics import LPIPS, consistency, gradient_energy, psnr, ssim
+
+
+__all__ = ["EvaluationCase", "EvaluationResult", "Score", "capture_case", "evaluate", "synthetic_cases"]
+
+
+@dataclass
+class EvaluationCase:
+    """
+    One scene to be scored on.
+
+    Attributes:
+        name (`str`): of the scene.
+        images (`torch.Tensor` of shape `[R + M, 3, H, W]`): in [0, 1]; references in the order in which they are
+            given to the model, then targets.
+        cameras (`Cameras` of shape `[R + M]`): theirs.
+        num_targets (`int`): M. Targets that follow each other are neighbours.
+    """
+
+    name: str
+    images: torch.Tensor
+    cameras: Cameras
+    num_targets: int
+
+
+@dataclass
+class Score:
+    """Scores of one generated view; `NaN` where a score was not taken."""
+
+    method: str
+    scene: str
+    target: int
+    num_references: int
+    distance: float
+    psnr: float
+    ssim: float
+    lpips: float
+    gradient: float
+    true_gradient: float
+    consistency: float
+    true_consistency: float
+
+
+@dataclass
+class EvaluationResult:
+    """All scores, and the pictures of some scenes."""
+
+    scores: list[Score] = field(default_factory=list)
+    pictures: list[dict[str, torch.Tensor]] = field(default_factory=list)
+
+    def rows(self) -> list[dict]:
+        """Every score as a plain dictionary."""
+        return [asdict(score) for score in self.scores]
+
+    def summary(self) -> list[dict]:
+        """Means for each method and number of references. `gradient_energy` is that of the generated views over that
+        of the true ones: 1 is as sharp as the truth."""
+        groups: dict[tuple[str, int], list[Score]] = {}
+        for score in self.scores:
+            groups.setdefault((score.method, score.num_references), []).append(score)
+        return [{"method": key[0], "references": key[1], **_means(scores)} for key, scores in groups.items()]
+
+    def by_distance(self, num_references: int = 3, bins: int = 4) -> list[dict]:
+        """Means for each method by the distance from target to nearest reference, in equally full bins."""
+        chosen = [score for score in self.scores if score.num_references == num_references]
+        if not chosen:
+            return []
+        distances = torch.tensor([score.distance for score in chosen])
+        edges = torch.quantile(distances, torch.linspace(0, 1, bins + 1)[1:-1])
+        groups: dict[tuple[int, str], list[Score]] = {}
+        for score in chosen:
+            place = int(torch.bucketize(torch.tensor(score.distance), edges))
+            groups.setdefault((place, score.method), []).append(score)
+        return [
+            {"method": key[1], "distance": _mean([s.distance for s in scores]), **_means(scores)}
+            for key, scores in sorted(groups.items())
+        ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean of the values that were taken."""
+    return float(torch.tensor(values).nanmean())
+
+
+def _means(scores: Sequence[Score]) -> dict[str, float]:
+    names = ("psnr", "ssim", "lpips", "consistency", "true_consistency")
+    means = {name: _mean([getattr(score, name) for score in scores]) for name in names}
+    energy = _mean([score.gradient for score in scores]) / _mean([score.true_gradient for score in scores])
+    return {"views": len(scores), **means, "gradient_energy": energy}
+
+
+def synthetic_cases(
+    num_scenes: int = 200, size: int = 64, level: str = "mixed", split: str = "test", max_references: int = 12
+) -> Iterator[EvaluationCase]:
+    """Scenes of a split of the synthetic worlds: 24 views each, of which one and its nearest neighbour are the targets
+    and the first of the others the references."""
+    source = SyntheticSource(level, "views", split, num_scenes, num_views=24, size=size)
+    for index in range(num_scenes):
+        sample = source[index]
+        poses = scene_frame(sample.poses, 0).normalize(sample.poses)
+        gaps = view_distances(poses[:1], poses)[0]
+        gaps[0] = torch.inf
+        targets = [0, int(gaps.argmin())]
+        order = [view for view in range(len(sample)) if view not in targets][:max_references] + targets
+        sample = sample.select(order)
+        intrinsics = sample.intrinsics.double() * torch.tensor([size, size, 1.0], dtype=torch.float64)[:, None]
+        cameras = Cameras(sample.poses, intrinsics, [size, size])
+        yield EvaluationCase(f"{split}-{index:04d}", sample.views.float() / 255, cameras, 2)
+
+
+def capture_case(
+    scene: Scene, targets: Sequence[int], height: int, width: int, max_references: int = 12
+) -> EvaluationCase:
+    """A capture: `targets` are kept back, references are spread over the rest."""
+    rest = [view for view in range(len(scene)) if view not in targets]
+    order = reference_order(scene.cameras, min(max_references, len(rest)), rest) + list(targets)
+    fitted = [fit_views(as_image_tensor(scene.images[i]), scene.cameras[i], height, width) for i in order]
+    images, cameras = torch.stack([image for image, _ in fitted]), Cameras.stack([camera for _, camera in fitted])
+    return EvaluationCase(scene.name, images, cameras, len(targets))
+
+
+def evaluate(
+    pipe: KaleidoViewSynthesisPipeline | None,
+    cases: Iterable[EvaluationCase],
+    num_references: Sequence[int] = (1, 2, 3, 6, 12),
+    lpips: LPIPS | None = None,
+    baselines: bool = True,
+    num_pictures: int = 8,
+    **options,
+) -> EvaluationResult:
+    """
+    Scores a pipeline, and the baselines beside it.
+
+    Args:
+        pipe ([`KaleidoViewSynthesisPipeline`], *optional*):
+            What to score; the baselines alone when not given.
+        cases (`Iterable[EvaluationCase]`):
+            The scenes.
+        num_references (`Sequence[int]`, defaults to `(1, 2, 3, 6, 12)`):
+            How many references to give; more than a case has are left out.
+        lpips ([`LPIPS`], *optional*):
+            Takes the perceptual distance.
+        baselines (`bool`, defaults to `True`):
+            Whether to score the nearest reference, one flat colour, and the plane sweep too.
+        num_pictures (`int`, defaults to `8`):
+            Scenes whose views are kept for pictures, at 3 references.
+        options:
+            Passed to the pipeline (`num_inference_steps`, `guidance_scale`, ...).
+    """
+    result = EvaluationResult()
+    for number, case in enumerate(cases):
+        total = len(case.images) - case.num_targets
+        truth, targets = case.images[total:], case.cameras[total:]
+        for count in num_references:
+            if count > total:
+                continue
+            images, cameras = case.images[:count], case.cameras[:count]
+            made = {}
+            if pipe is not None:
+                generator = torch.Generator().manual_seed(number)
+                views = pipe(images, cameras, targets, generator=generator, output_type="pt", **options).images
+                made["kaleido"] = views.float().cpu()
+            if baselines:
+                made["nearest"] = nearest_reference(images, cameras, targets)
+                made["flat"] = images.mean((0, 2, 3)).view(1, 3, 1, 1).expand_as(truth)
+                made["plane sweep"] = plane_sweep(images, cameras, targets)
+            for method, views in made.items():
+                result.scores += _scores(method, case, count, views, truth, lpips)
+            if count == 3 and number < num_pictures:
+                result.pictures.append({"references": images, **made, "truth": truth})
+    return result
+
+
+def _scores(method: str, case: EvaluationCase, count: int, views, truth, lpips: LPIPS | None) -> list[Score]:
+    total = len(case.images) - case.num_targets
+    poses = case.cameras.world_from_camera
+    poses = torch.cat([poses[:count], poses[total:]])
+    poses = scene_frame(poses, count).normalize(poses)
+    distances = view_distances(poses[count:], poses[:count]).amin(-1)
+    nan = torch.full((case.num_targets,), torch.nan)
+    together, truly = nan.clone(), nan.clone()
+    if case.num_targets > 1 and min(views.shape[-2:]) >= 32:
+        together[1:], truly[1:] = consistency(views[1:], views[:-1]), consistency(truth[1:], truth[:-1])
+    columns = {
+        "distance": distances,
+        "psnr": psnr(views, truth),
+        "ssim": ssim(views, truth),
+        "lpips": nan if lpips is None else lpips(views, truth),
+        "gradient": gradient_energy(views),
+        "true_gradient": gradient_energy(truth),
+        "consistency": together,
+        "true_consistency": truly,
+    }
+    return [
+        Score(method, case.name, index, count, **{name: float(column[index]) for name, column in columns.items()})
+        for index in range(case.num_targets)
+    ]
