@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 import tyro
 
+from .evaluate import Evaluate
 from .info import Info
 from .render import Render
+from .shard import Shard
+from .train import Train
 
 
 __all__ = ["main"]
 
-VERBS = {"render": Render, "info": Info}
+VERBS = {"render": Render, "train": Train, "evaluate": Evaluate, "shard": Shard, "info": Info}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

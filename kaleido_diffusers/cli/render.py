@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from .. import trajectories
-from ..bundled import bundled_checkpoint, sample_capture
+from ..bundled import sample_capture
 from ..cameras import Cameras, scene_frame, view_distances
 from ..data.export import write_video
 from ..data.images import as_image_tensor, fit_views, tensor_to_image
@@ -18,6 +18,7 @@ from ..data.view_sampling import choose_references, held_out_views
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
+from .loading import load_pipeline
 
 
 __all__ = ["Render"]
@@ -41,7 +42,7 @@ class Render:
     references: int = 6
     """Photos given to the model, spread over the capture."""
     targets: str = "held-out"
-    """Photos to render: `held-out` (every 8th, by name), numbers such as `3,7`, or `none`."""
+    """Photos to render: `held-out` (the test split, or every 8th by name), numbers such as `3,7`, or `none`."""
     trajectory: Literal["none", "orbit", "spiral", "dolly-zoom", "keyframes"] = "none"
     """Camera path of a fly-through."""
     views: int = 48
@@ -78,7 +79,7 @@ class Render:
     def run(self) -> None:
         folder = sample_capture() if self.capture == "sample" else self.capture
         scene = load_scene(folder, missing=self.missing)
-        targets = self._targets(len(scene))
+        targets = self._targets(scene)
         references = choose_references(
             scene.cameras, self.references, [view for view in range(len(scene)) if view not in targets]
         )
@@ -95,11 +96,12 @@ class Render:
         for path in written:
             print(f"wrote {path}")
 
-    def _targets(self, num_views: int) -> list[int]:
+    def _targets(self, scene: Scene) -> list[int]:
+        num_views = len(scene)
         if self.targets == "none":
             return []
         if self.targets == "held-out":
-            return held_out_views(num_views)
+            return (scene.splits or {}).get("test") or held_out_views(num_views)
         try:
             targets = [int(word) for word in self.targets.split(",")]
         except ValueError:
@@ -112,12 +114,7 @@ class Render:
         return targets
 
     def _pipeline(self) -> KaleidoViewSynthesisPipeline:
-        checkpoint = bundled_checkpoint() if self.checkpoint == "bundled" else self.checkpoint
-        pipe = KaleidoViewSynthesisPipeline.from_pretrained(checkpoint, dtype=getattr(torch, self.dtype))
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        pipe.to(device)
+        pipe = load_pipeline(self.checkpoint, self.device, self.dtype)
         if self.attention_backend is not None:
             pipe.transformer.set_attention_backend(self.attention_backend)
         return pipe

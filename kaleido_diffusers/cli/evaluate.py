@@ -1,0 +1,114 @@
+"""`kaleido evaluate`: scores a checkpoint, beside simple baselines."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from tqdm.auto import tqdm
+
+from ..data.scene import load_scene
+from ..data.view_sampling import held_out_views
+from ..evaluation.metrics import LPIPS
+from ..evaluation.protocol import EvaluationResult, capture_case, evaluate, synthetic_cases
+from ..evaluation.report import contact_sheet, markdown_table, plot_scores
+from .loading import load_pipeline
+
+
+__all__ = ["Evaluate"]
+
+COLUMNS = {"method": "", "references": "d", "psnr": ".2f", "ssim": ".3f", "lpips": ".3f", "gradient_energy": ".2f"}
+COLUMNS |= {"consistency": ".2f", "true_consistency": ".2f", "views": "d"}
+
+
+@dataclass
+class Evaluate:
+    """Scores a checkpoint on the synthetic test split or on a capture, beside the nearest reference, a flat colour and
+    a plane sweep; writes JSON, a table, a contact sheet and a plot."""
+
+    data: Annotated[str, tyro.conf.Positional] = "test"
+    """`test` or `validation` (synthetic worlds), or the folder of a capture."""
+    checkpoint: str = "bundled"
+    """Folder or Hub id of a pipeline, `bundled`, or `none` for the baselines alone."""
+    scenes: int = 200
+    """Synthetic worlds."""
+    level: Literal["object", "scene", "mixed"] = "mixed"
+    """Kind of the synthetic worlds."""
+    references: tuple[int, ...] = (1, 2, 3, 6, 12)
+    """Numbers of references."""
+    size: int | None = None
+    """Height and width of the views; the model's own (or 64) when not given."""
+    steps: int = 25
+    """Denoising steps."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance; 1 for none."""
+    views_per_group: int = 1
+    """Targets denoised together."""
+    lpips: Path | None = None
+    """State dict of LPIPS (AlexNet, version 0.1); without it the perceptual distance is left out."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `mps`, or `auto`."""
+    output: Path = Path("runs/evaluation")
+    """Folder for what is written."""
+
+    def run(self) -> None:
+        pipe = None if self.checkpoint == "none" else load_pipeline(self.checkpoint, self.device)
+        size = self.size or (64 if pipe is None else pipe.transformer.config.sample_size * pipe.vae_scale_factor)
+        most = max(self.references)
+        if self.data in ("test", "validation"):
+            cases, total = synthetic_cases(self.scenes, size, self.level, self.data, most), self.scenes
+        else:
+            scene = load_scene(self.data, missing="skip")
+            targets = (scene.splits or {}).get("test") or held_out_views(len(scene))
+            cases, total = [capture_case(scene, targets, size, size, most)], 1
+        options = {"height": size, "width": size, "num_inference_steps": self.steps}
+        options |= {"guidance_scale": self.guidance_scale, "views_per_group": self.views_per_group}
+        if pipe is not None:
+            pipe.set_progress_bar_config(disable=total > 1)
+        started = time.monotonic()
+        result = evaluate(
+            pipe,
+            tqdm(cases, total=total, desc="scenes"),
+            self.references,
+            None if self.lpips is None else LPIPS(self.lpips),
+            **options,
+        )
+        self._write(result, time.monotonic() - started)
+
+    def _write(self, result: EvaluationResult, seconds: float) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
+        summary, near_and_far = result.summary(), result.by_distance()
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
+        content = {"settings": settings, "seconds": round(seconds, 1), "summary": summary}
+        content |= {"by_distance": near_and_far, "scores": result.rows()}
+        scores, table = self.output / "scores.json", self.output / "scores.md"
+        scores.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        text = markdown_table(summary, COLUMNS)
+        if near_and_far:
+            columns = {"method": "", "distance": ".2f", "psnr": ".2f", "lpips": ".3f", "views": "d"}
+            text += "\nBy the distance of the target from the nearest of 3 references:\n\n"
+            text += markdown_table(near_and_far, columns)
+        table.write_text(text, encoding="utf-8")
+        print(text)
+        written = [scores, table]
+        try:
+            plot_scores(summary, self.output / "scores.png")
+            written.append(self.output / "scores.png")
+        except ImportError:
+            print("No plot: it needs matplotlib (pip install 'kaleido-diffusers[train]').")
+        if result.pictures:
+            written.append(self._sheet(result))
+        for path in written:
+            print(f"wrote {path}")
+
+    def _sheet(self, result: EvaluationResult) -> Path:
+        """One target of each pictured scene, in columns."""
+        names = [name for name in result.pictures[0] if name != "references"]
+        rows = {f"reference {i + 1}": torch.stack([p["references"][i] for p in result.pictures]) for i in range(3)}
+        rows |= {name: torch.stack([picture[name][0] for picture in result.pictures]) for name in names}
+        path = self.output / "sheet.png"
+        contact_sheet(torch.zeros(0, 3, 1, 1), rows).save(path)
+        return path

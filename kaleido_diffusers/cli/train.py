@@ -1,0 +1,20 @@
+"""`kaleido train`."""
+
+from dataclasses import dataclass
+
+from ..training.config import TrainConfig
+
+
+__all__ = ["Train"]
+
+
+@dataclass
+class Train(TrainConfig):
+    def run(self) -> None:
+        from ..training.loop import Trainer  # accelerate and the trackers load when they are needed
+
+        pipeline = Trainer(self).train()
+        print(f"wrote {pipeline}, {self.output / 'log.jsonl'}")
+
+
+Train.__doc__ = TrainConfig.__doc__
