@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline
@@ -113,9 +114,11 @@ def test_killed_five_times_it_ends_in_the_same_weights(tmp_path):
     assert_same(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_two_processes_have_the_losses_of_one(tmp_path):
-    """Data parallel over gloo on the CPU."""
-    options = {"steps": 6, "save_every": 100, "data": ("object", "video")}
+@pytest.mark.parametrize("rates", [{"optimizer": "adamw"}, {"matrix_lr": 2e-3, "other_lr": 2e-4}])
+def test_two_processes_have_the_losses_of_one(tmp_path, rates):
+    """Data parallel over gloo on the CPU. Muon orthogonalises in bfloat16, which makes much of the last bit of a
+    gradient (1.7e-5 after 5 steps at a rate of 0.02), hence its gentle rate here."""
+    options = {"steps": 6, "save_every": 100, "data": ("object", "video"), **rates}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
     single = [sys.executable]
@@ -172,10 +175,12 @@ def test_gradient_checkpointing_and_precision_are_settings(tmp_path):
     plain.train()
     Trainer(make_config(tmp_path / "b", steps=3, gradient_checkpointing=True)).train()
     assert_same(tmp_path / "a", tmp_path / "b")
+    AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process
     Trainer(make_config(tmp_path / "c", steps=2, optimizer="adamw", mixed_precision="bf16")).train()
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert latest_checkpoint(tmp_path / "c").name == "checkpoint-2"
 
 
 def test_divergence_ends_the_run_with_a_word(tmp_path):
     with pytest.raises(FloatingPointError, match="diverged at step"):
-        Trainer(make_config(tmp_path, matrix_lr=float("nan"), steps=4)).train()
+        Trainer(make_config(tmp_path, other_lr=1e30, warmup_steps=0, steps=4)).train()

@@ -30,8 +30,14 @@ __all__ = ["Trainer", "latest_checkpoint"]
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete `checkpoint-N` of a run."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+    numbers = _checkpoints(folder)
+    return folder / f"checkpoint-{numbers[-1]}" if numbers else None
+
+
+def _checkpoints(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints of a run."""
+    names = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 class Trainer:
@@ -103,10 +109,10 @@ class Trainer:
         if saved < self.step:
             self.save()
         bar.close()
-        accelerator.end_training()
         if self.is_main:
             self.pipeline().save_pretrained(config.output / "pipeline")
         accelerator.wait_for_everyone()
+        accelerator.end_training()
         return config.output / "pipeline"
 
     def _train_step(self, item: TrainingStep) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,14 +224,9 @@ class Trainer:
             _sync(part)
             if not final.exists():
                 os.rename(part, final)
-            for old in sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
-                if int(old.name.split("-")[1]) <= self.step and old != final and self._is_old(old):
-                    shutil.rmtree(old)
+            for number in _checkpoints(output)[: -self.config.keep]:
+                shutil.rmtree(output / f"checkpoint-{number}")
         self.accelerator.wait_for_everyone()
-
-    def _is_old(self, path: Path) -> bool:
-        numbers = sorted(int(other.name.split("-")[1]) for other in self.config.output.glob("checkpoint-*"))
-        return int(path.name.split("-")[1]) in numbers[: -self.config.keep]
 
     def _load_state(self, checkpoint: Path) -> None:
         state = torch.load(checkpoint / "state" / "state.pt", map_location="cpu", weights_only=True)
