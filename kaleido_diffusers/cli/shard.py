@@ -1,10 +1,11 @@
-"""`kaleido shard`: renders synthetic worlds, or packs captures, into WebDataset shards."""
+"""`kaleido shard`: renders worlds, or packs captures, into WebDataset shards."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..data.meshes import MeshSource, is_mesh_folder
 from ..data.sources import CaptureSource, SceneSource, SyntheticSource, write_shards
 
 
@@ -13,12 +14,15 @@ __all__ = ["Shard"]
 
 @dataclass
 class Shard:
-    """Writes training data ahead: synthetic worlds (`object`, `scene`, `mixed`, `video`, `moving`) or captures."""
+    """Writes training data ahead: synthetic worlds (`object`, `scene`, `mixed`, `video`, `moving`), worlds of textured
+    meshes, or captures."""
 
     output: Path
     """Folder for the shards."""
     data: tuple[str, ...] = ("mixed",)
-    """A kind of synthetic world, or folders of captures."""
+    """A kind of synthetic world, a folder of meshes, or folders of captures."""
+    textures: Path | None = None
+    """Photos (and `pano_*` surroundings) for worlds of meshes."""
     split: str = "train"
     """`train`, `validation` or `test`: synthetic worlds of different seeds."""
     first: int = 0
@@ -41,23 +45,34 @@ class Shard:
     """Where to render."""
 
     def run(self) -> None:
-        kinds = {"object": "views", "scene": "views", "mixed": "views", "video": "video", "moving": "moving"}
-        if len(self.data) == 1 and self.data[0] in kinds:
-            kind = kinds[self.data[0]]
-            source: SceneSource = SyntheticSource(
-                self.data[0] if kind == "views" else "mixed",
-                kind,
-                self.split,
-                self.first + self.scenes,
-                self.views,
-                self.size,
-                self.spread,
-                self.max_solids,
-                self.samples,
-                self.device,
-            )
+        source = self._worlds()
+        if source is not None:
             samples = (source[index] for index in tqdm(range(self.first, self.first + self.scenes), desc="worlds"))
         else:
             samples = (CaptureSource(path, self.size)[0] for path in tqdm(self.data, desc="captures"))
         for path in write_shards(self.output, samples, self.scenes_per_shard):
             print(f"wrote {path}")
+
+    def _worlds(self) -> SceneSource | None:
+        """What to render; nothing when `data` names captures."""
+        if len(self.data) > 1:
+            return None
+        name, last = self.data[0], self.first + self.scenes
+        if is_mesh_folder(name):
+            return MeshSource(name, self.textures, self.split, last, self.views, self.size, self.spread, self.samples)
+        kinds = {"object": "views", "scene": "views", "mixed": "views", "video": "video", "moving": "moving"}
+        if name not in kinds:
+            return None
+        level = name if kinds[name] == "views" else "mixed"
+        return SyntheticSource(
+            level,
+            kinds[name],
+            self.split,
+            last,
+            self.views,
+            self.size,
+            self.spread,
+            self.max_solids,
+            self.samples,
+            self.device,
+        )

@@ -19,7 +19,17 @@ import torch.nn.functional as F
 from ..cameras import look_at
 
 
-__all__ = ["SHAPES", "SPLITS", "TEXTURES", "Worlds", "make_worlds", "render", "sample_views"]
+__all__ = [
+    "SHAPES",
+    "SPLITS",
+    "TEXTURES",
+    "Dice",
+    "Worlds",
+    "make_worlds",
+    "place_cameras",
+    "render",
+    "sample_views",
+]
 
 SHAPES = ("none", "wall", "box", "prism", "pyramid", "octahedron", "ellipsoid", "cylinder", "cone", "torus", "blend")
 TEXTURES = ("plain", "checks", "stripes", "dots", "gradient", "noise", "marble")
@@ -103,24 +113,31 @@ def make_worlds(
     return Worlds.stack([_make_world(int(seed), level, motion, max_solids) for seed in seeds])
 
 
-class _Dice:
-    """Random draws of one world."""
+class Dice:
+    """Random draws of one world, on the CPU.
+
+    Args:
+        seed (`int`): decides all of them.
+    """
 
     def __init__(self, seed: int):
         self.generator = torch.Generator().manual_seed(seed)
 
     def uniform(self, low: float, high: float, *shape: int) -> torch.Tensor:
+        """Numbers between `low` and `high`."""
         return low + (high - low) * torch.rand(shape, generator=self.generator)
 
     def integer(self, low: int, high: int) -> int:
+        """An integer from `low` to `high - 1`."""
         return int(torch.randint(low, high, (), generator=self.generator))
 
     def chance(self, probability: float) -> bool:
+        """True with this probability."""
         return bool(torch.rand((), generator=self.generator) < probability)
 
 
 def _make_world(seed: int, level: str, motion: float, max_solids: int) -> Worlds:
-    dice = _Dice(seed)
+    dice = Dice(seed)
     is_scene = level == "scene" or (level == "mixed" and dice.chance(0.5))
     count, slots = dice.integer(1, max_solids + 1), MAX_SOLIDS + MAX_WALLS
     shape = torch.zeros(slots, dtype=torch.long)
@@ -185,13 +202,13 @@ def _turn(angle: float) -> torch.Tensor:
     return torch.tensor([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
-def _random_rotation(dice: _Dice) -> torch.Tensor:
+def _random_rotation(dice: Dice) -> torch.Tensor:
     q, r = torch.linalg.qr(torch.randn(3, 3, generator=dice.generator))
     q = q * r.diagonal().sign()
     return q * torch.linalg.det(q).sign()
 
 
-def _free_place(dice: _Dice, size: torch.Tensor, center: torch.Tensor, index: int, is_scene: bool) -> torch.Tensor:
+def _free_place(dice: Dice, size: torch.Tensor, center: torch.Tensor, index: int, is_scene: bool) -> torch.Tensor:
     """A place for solid `index` where its bounding sphere touches no earlier one, if twenty tries find one."""
     reach = 1.6 if is_scene else 0.25 + 0.2 * index
     radii = size.norm(dim=-1)
@@ -206,7 +223,7 @@ def _free_place(dice: _Dice, size: torch.Tensor, center: torch.Tensor, index: in
     return place
 
 
-def _colors(dice: _Dice, count: int) -> torch.Tensor:
+def _colors(dice: Dice, count: int) -> torch.Tensor:
     """Pairs of colours `[count, 2, 3]` that stand apart: any hue, and a second one of another lightness."""
     hue = dice.uniform(0, 1, count, 2, 1)
     phase = torch.tensor([0.0, 1 / 3, 2 / 3])
@@ -217,13 +234,13 @@ def _colors(dice: _Dice, count: int) -> torch.Tensor:
     return value * (1 - saturation + saturation * saturated)
 
 
-def _frequencies(dice: _Dice, count: int, materials: int) -> torch.Tensor:
+def _frequencies(dice: Dice, count: int, materials: int) -> torch.Tensor:
     frequency = dice.uniform(1.2, 4.0, materials)
     frequency[count:] = dice.uniform(0.5, 1.5, materials - count)
     return frequency
 
 
-def _sky(dice: _Dice, is_scene: bool) -> torch.Tensor:
+def _sky(dice: Dice, is_scene: bool) -> torch.Tensor:
     if not is_scene:
         return dice.uniform(0.05, 1.0, 3).expand(2, -1).clone()
     horizon = dice.uniform(0.6, 0.95, 1, 3)
@@ -266,9 +283,12 @@ def sample_views(
         raise ValueError(f"`kind` must be 'views' or 'video', got {kind!r}.")
     poses, intrinsics = [], []
     for index in range(len(worlds)):
-        dice = _Dice(seed * 1_000_003 + index)
+        dice = Dice(seed * 1_000_003 + index)
         is_scene = bool(worlds.has_ground[index])
-        pose = _place_cameras(dice, worlds, index, num_views, kind, spread, is_scene)
+        solids = worlds.radius[index] > 0
+        pose = place_cameras(
+            dice, worlds.center[index, solids], worlds.radius[index, solids], num_views, kind, spread, is_scene
+        )
         fov = math.radians(dice.uniform(45, 65).item() if is_scene else dice.uniform(35, 50).item())
         lens = torch.eye(3)
         lens[0, 0] = lens[1, 1] = 0.5 / math.tan(fov / 2)
@@ -279,14 +299,35 @@ def sample_views(
     return torch.stack(poses), torch.stack(intrinsics), times.expand(len(worlds), -1)
 
 
-def _place_cameras(dice, worlds, index, num_views, kind, spread, is_scene) -> torch.Tensor:
-    radius, center = worlds.radius[index], worlds.center[index]
-    solids = radius > 0
-    focus = center[solids].mean(0)
-    reach = ((center[solids] - focus).norm(dim=-1) + radius[solids]).max().item()
-    distance = reach * (2.0 if is_scene else 2.6)
+def place_cameras(
+    dice: Dice,
+    center: torch.Tensor,
+    radius: torch.Tensor,
+    num_views: int,
+    kind: Literal["views", "video"] = "views",
+    spread: float = 1.0,
+    has_ground: bool = False,
+) -> torch.Tensor:
+    """
+    Cameras around solids, looking at them.
+
+    Args:
+        dice (`Dice`): decides them.
+        center (`torch.Tensor` of shape `[K, 3]`): of the solids.
+        radius (`torch.Tensor` of shape `[K]`): of their bounding spheres, which no camera enters.
+        num_views (`int`): V.
+        kind (`str`): as in [`sample_views`].
+        spread (`float`): as in [`sample_views`].
+        has_ground (`bool`): stay above z = 0 and within 3.2 units of the middle.
+
+    Returns:
+        `torch.Tensor` of shape `[V, 4, 4]`: `world_from_camera`.
+    """
+    focus = center.mean(0)
+    reach = ((center - focus).norm(dim=-1) + radius).max().item()
+    distance = reach * (2.0 if has_ground else 2.6)
     first = dice.uniform(0, 2 * math.pi)
-    low, high = (10, 50) if is_scene else (-30, 60)
+    low, high = (10, 50) if has_ground else (-30, 60)
     if kind == "video":
         fraction = torch.linspace(0, 1, num_views)
         azimuth = first + 2 * math.pi * spread * dice.uniform(-0.25, 0.25) * fraction
@@ -304,7 +345,7 @@ def _place_cameras(dice, worlds, index, num_views, kind, spread, is_scene) -> to
         [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
     )
     places = focus + away[:, None] * direction
-    if is_scene:  # above the ground and between the walls
+    if has_ground:  # above the ground and between the walls
         places[:, 2].clamp_(min=0.2)
         places[:, :2].clamp_(-3.2, 3.2)
     places = _outside(places, center, radius)
@@ -349,7 +390,7 @@ def render(
             Height and width.
         samples (`int`, defaults to `3`):
             Rays along each side of a pixel.
-        rays_at_once (`int`, defaults to `2_000_000`):
+        rays_at_once (`int`, defaults to `400_000`):
             Bounds the memory.
 
     Returns:
