@@ -1,0 +1,152 @@
+"""Trains variants of one small model at equal compute, several seeds each, and prints a table with spreads.
+
+    kaleido shard --data object --spread 0.3 --scenes 1000 --output runs/worlds
+    kaleido shard --data object --spread 0.3 --scenes 64 --split validation --output runs/worlds-validation
+    python benchmarks/ablations.py --data runs/worlds --validation runs/worlds-validation
+
+Variants of a seed share their initial weights where the shapes agree, and their data, noise and order of steps, so
+differences are paired. A run whose result is on file is not run again.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+from kaleido_diffusers import KaleidoViewSynthesisPipeline
+from kaleido_diffusers.data.sources import InMemory, ShardSource
+from kaleido_diffusers.evaluation.metrics import psnr
+from kaleido_diffusers.evaluation.report import markdown_table
+from kaleido_diffusers.training.batches import StepBatches, step_generator
+from kaleido_diffusers.training.config import ModelConfig, TrainConfig
+from kaleido_diffusers.training.loop import Trainer
+from kaleido_diffusers.training.objective import rectified_flow_loss
+
+
+VARIANTS = {
+    "prope": {"camera_encoding": "prope"},
+    "gta": {"camera_encoding": "gta"},
+}
+
+
+@dataclass
+class Config:
+    data: Path
+    """Folder of training shards."""
+    validation: Path
+    """Folder of shards that no run sees."""
+    output: Path = Path("runs/ablations")
+    """Folder of the runs and of results.json."""
+    variants: tuple[str, ...] = ("prope", "gta")
+    """Names in VARIANTS; the first is what the others are held against."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of weights, data order and noise."""
+    scenes: int = 32
+    """Validation scenes that are generated, from 3 references each."""
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            Path("unused"),
+            model=ModelConfig(num_layers=4, num_attention_heads=4, num_key_value_heads=2, ffn_dim=640),
+            references=(1, 2, 3, 5),
+            target_group_sizes=(1,),
+            steps=500,
+            cooldown=0.4,
+            in_memory=True,
+            workers=0,
+            tracker="none",
+            validate_every=1_000_000,
+            ema_decay=0.99,
+        )
+    )
+    """Settings of every run."""
+
+
+def main(config: Config) -> None:
+    config.output.mkdir(parents=True, exist_ok=True)
+    path = config.output / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    held_out = InMemory(ShardSource(config.validation, config.train.size))
+
+    # ------------------------------------------------------------------------------------------------ runs
+    for seed in config.seeds:
+        for variant in config.variants:
+            name = f"{variant}-{seed}"
+            if name in results:
+                continue
+            settings = replace(
+                config.train,
+                output=config.output / name,
+                data=(str(config.data),),
+                seed=seed,
+                model=replace(config.train.model, **VARIANTS[variant]),
+            )
+            pipe = KaleidoViewSynthesisPipeline.from_pretrained(Trainer(settings).train())
+            pipe.set_progress_bar_config(disable=True)
+            pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+            results[name] = {
+                "parameters": pipe.transformer.num_parameters(),
+                "loss": held_out_loss(pipe, held_out, config.train),
+                "psnr": held_out_psnr(pipe, held_out, config.scenes, config.train.size),
+            }
+            path.write_text(json.dumps(results, indent=1) + "\n")
+            print(name, results[name], flush=True)
+
+    # ------------------------------------------------------------------------------------------------ table
+    rows = list(summary(results, config.variants, config.seeds))
+    print(markdown_table(rows, dict.fromkeys(rows[0], "")))
+
+
+@torch.no_grad()
+def held_out_loss(pipe: KaleidoViewSynthesisPipeline, source: InMemory, settings: TrainConfig) -> float:
+    """Training loss over batches of unseen scenes that are the same for every run."""
+    settings = replace(settings, seed=12345, reference_dropout=0.0, steps=24)
+    losses = []
+    for item in (StepBatches(settings, [source], [1.0])[step] for step in range(settings.steps)):
+        noise = [step_generator(settings.seed, item.step, 2 * row + 3) for row in item.rows]
+        batch = item.batch.to(pipe.device)
+        losses.append(rectified_flow_loss(pipe.transformer, pipe.scheduler, batch, item.partition, noise).item())
+    return sum(losses) / len(losses)
+
+
+def held_out_psnr(pipe: KaleidoViewSynthesisPipeline, source: InMemory, scenes: int, size: int) -> float:
+    """Mean over unseen scenes, 2 targets each from 3 references, in dB."""
+    scores = []
+    for number in range(min(scenes, len(source))):
+        sample = source[number].select(range(5))
+        views = sample.views.float() / 255
+        made = pipe(
+            views[:3],
+            poses=sample.poses,
+            intrinsics=sample.intrinsics * torch.tensor([size, size, 1.0])[:, None],
+            num_inference_steps=10,
+            views_per_group=1,
+            generator=torch.Generator().manual_seed(number),
+            output_type="pt",
+        ).images
+        scores += psnr(made.cpu(), views[3:]).tolist()
+    return sum(scores) / len(scores)
+
+
+def summary(results: dict, variants: tuple[str, ...], seeds: tuple[int, ...]) -> Iterator[dict[str, str]]:
+    """Mean and standard deviation over the seeds, and of the paired differences from the first variant."""
+    for variant in variants:
+        row = {"variant": variant, "parameters": f"{results[f'{variant}-{seeds[0]}']['parameters'] / 1e6:.2f}M"}
+        for metric, digits in (("loss", 4), ("psnr", 2)):
+            values, first = (
+                torch.tensor([results[f"{name}-{seed}"][metric] for seed in seeds], dtype=torch.float64)
+                for name in (variant, variants[0])
+            )
+            row[metric] = spread(values, digits)
+            row[f"{metric} - {variants[0]}'s"] = "" if variant == variants[0] else spread(values - first, digits)
+        yield row
+
+
+def spread(values: torch.Tensor, digits: int) -> str:
+    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
