@@ -76,6 +76,7 @@ def test_a_run_stopped_between_steps_resumes_to_the_same_weights(tmp_path):
         assert torch.equal(tensor, averaged[key])
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert all(line["activation_1"] > 0 for line in lines if "loss" in line)
     assert (tmp_path / "whole" / "validation-0000012.png").is_file()
 
 

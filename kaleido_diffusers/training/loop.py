@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -88,14 +89,17 @@ class Trainer:
             asked = time.monotonic()
             item = next(batches)
             waited += time.monotonic() - asked
-            loss, norm = self._train_step(item)
+            logs = (self.step + 1) % config.log_every == 0 or self.step + 1 == config.steps
+            with self._activation_maxima(logs) as maxima:
+                loss, norm = self._train_step(item)
             totals.append(loss)
             self.step += 1
             bar.update()
-            if self.step % config.log_every == 0 or self.step == config.steps:
+            if logs:
                 seconds = (time.monotonic() - since) / len(totals)
                 scores = {"loss": torch.stack(totals).mean().item(), "grad_norm": norm.item(), "seconds": seconds}
-                self._log({**scores, "data_share": waited / (seconds * len(totals)), "rate": self._rate(self.step)})
+                scores |= {"data_share": waited / (seconds * len(totals)), "rate": self._rate(self.step)}
+                self._log(scores | {name: value.item() for name, value in maxima.items()})
                 bar.set_postfix(loss=f"{scores['loss']:.4f}")
                 totals, waited, since = [], 0.0, time.monotonic()
             if self.step % config.validate_every == 0 or self.step == config.steps:
@@ -132,6 +136,22 @@ class Trainer:
             optimizer.zero_grad()
         self.ema.step(self.model.parameters())
         return accelerator.reduce(loss.detach(), "mean"), norm
+
+    @contextmanager
+    def _activation_maxima(self, wanted: bool) -> Iterator[dict[str, torch.Tensor]]:
+        """Largest |activation| behind each block in this process, for the log. Hooks would have compiled blocks
+        compiled again, so those are left alone."""
+        maxima = {}
+        blocks = self.transformer.transformer_blocks if wanted and not self.config.compile else ()
+        hooks = [
+            block.register_forward_hook(
+                lambda *call, name=f"activation_{number}": maxima.update({name: call[2].detach().abs().max()})
+            )
+            for number, block in enumerate(blocks)
+        ]
+        yield maxima
+        for hook in hooks:
+            hook.remove()
 
     def _rate(self, step: int) -> float:
         """Factor of the learning rate: linear rise, plateau, linear fall."""
