@@ -8,7 +8,7 @@ SOURCES := setup.cfg pyproject.toml constraints.txt
 
 # Renders new views of the sample capture with the bundled checkpoint.
 demo: $(VENV)/.installed-demo
-	$(BIN)/kaleido render sample --trajectory orbit --output renders
+	$(BIN)/kaleido render sample --trajectory keyframes --output renders
 
 # Lint and the tests that a commit must pass.
 test: $(VENV)/.installed-dev lint

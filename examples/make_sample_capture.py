@@ -25,7 +25,7 @@ class Config:
     size: int = 192
     """Height and width in pixels."""
     seed: int = 0
-    """Another seed photographs the same table from elsewhere."""
+    """Another seed photographs the same table from other places along the sweep."""
 
 
 def sample_world() -> Worlds:
@@ -60,16 +60,19 @@ def sample_world() -> Worlds:
 
 
 def sample_cameras(config: Config) -> Cameras:
-    """Cameras all around, between 12 and 50 degrees up, that look at the middle of the table (give or take)."""
+    """A sweep from one side of the table to the other, between 20 and 40 degrees up, that looks at its middle (give or
+    take). Seed 0 walks as a hand would; the others jump about."""
     generator = torch.Generator().manual_seed(config.seed)
-    turns = (torch.arange(config.views) + torch.rand(config.views, generator=generator)) / config.views
-    azimuth = 2 * torch.pi * turns
-    elevation = torch.deg2rad(12 + 38 * torch.rand(config.views, generator=generator))
-    distance = 3.1 + 0.9 * torch.rand(config.views, generator=generator)
+    wobble = torch.rand(4, config.views, generator=generator)
+    turns = (torch.arange(config.views) + wobble[0]) / config.views
+    azimuth = torch.deg2rad(-65 + 130 * turns)
+    lift = wobble[1] if config.seed else 0.5 + 0.4 * torch.sin(9 * turns) + 0.1 * (wobble[1] - 0.5)
+    elevation = torch.deg2rad(20 + 20 * lift)
+    distance = 3.2 + 0.5 * (wobble[2] if config.seed else 0.5 + 0.4 * torch.cos(7 * turns))
     direction = torch.stack(
         [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
     )
-    aim = torch.tensor([0.0, 0.0, 0.3]) + 0.12 * torch.randn(config.views, 3, generator=generator)
+    aim = torch.tensor([0.0, 0.0, 0.3]) + 0.05 * torch.randn(config.views, 3, generator=generator)
     poses = look_at(aim + distance[:, None] * direction, aim, torch.tensor([0.0, 0.0, 1.0]))
     return Cameras.from_fov(poses, 46.0, torch.tensor([config.size, config.size]))
 

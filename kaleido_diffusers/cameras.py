@@ -163,9 +163,10 @@ def scene_frame(
 ) -> SceneFrame:
     """The frame of the first view, with the spread of the references as the unit of length.
 
-    The unit is the largest distance between two reference centres. With one reference it is the largest distance from
-    it to any view; without references the largest distance between any two views. Where that is zero, it is 1.
-    Normalised translations are multiplied by `camera_scale`.
+    The unit is the largest distance between two reference centres. With one reference, or with references that (up to
+    rounding) stand in one place, it is the largest distance from the first to any view; without references the
+    largest distance between any two views. Where that is zero, it is 1. Normalised translations are multiplied by
+    `camera_scale`.
     """
     if not 0 <= num_references <= world_from_camera.shape[-3]:
         raise ValueError(
@@ -174,13 +175,12 @@ def scene_frame(
     if not camera_scale > 0 or not math.isfinite(camera_scale):
         raise ValueError(f"`camera_scale` must be a positive number, got {camera_scale}.")
     centers = world_from_camera[..., :3, 3]
-    if num_references == 1:
-        distances = torch.linalg.vector_norm(centers - centers[..., :1, :], dim=-1)
-        unit = distances.amax(-1)
-    else:
-        chosen = centers[..., : num_references or None, :]
-        unit = (chosen.unsqueeze(-2) - chosen.unsqueeze(-3)).norm(dim=-1).amax((-2, -1))
-    unit = torch.where(unit > 0, unit, torch.ones_like(unit))
+    reach = torch.linalg.vector_norm(centers - centers[..., :1, :], dim=-1).amax(-1)
+    chosen = centers[..., : num_references or None, :]
+    unit = (chosen.unsqueeze(-2) - chosen.unsqueeze(-3)).norm(dim=-1).amax((-2, -1))
+    rounding = 64 * torch.finfo(centers.dtype).eps * (centers.abs().amax((-2, -1)) + reach)
+    unit = torch.where(unit > rounding, unit, reach)
+    unit = torch.where(unit > rounding, unit, torch.ones_like(unit))
     return SceneFrame(world_from_camera[..., 0, :, :].clone(), unit / camera_scale)
 
 
@@ -244,11 +244,11 @@ class Cameras:
     image_sizes: torch.Tensor
 
     def __init__(self, world_from_camera, intrinsics, image_sizes):
-        world_from_camera = _as_tensor(world_from_camera, "world_from_camera").to(torch.float64)
+        world_from_camera = _as_tensor(world_from_camera, "world_from_camera").to(torch.float64, copy=True)
         check_rigid(world_from_camera, "world_from_camera")
         shape, device = world_from_camera.shape[:-2], world_from_camera.device
-        intrinsics = _as_tensor(intrinsics, "intrinsics").to(device, torch.float64)
-        image_sizes = _as_tensor(image_sizes, "image_sizes").to(device)
+        intrinsics = _as_tensor(intrinsics, "intrinsics").to(device, torch.float64, copy=True)
+        image_sizes = _as_tensor(image_sizes, "image_sizes").to(device, copy=True)
         intrinsics = _expand(intrinsics, shape, (3, 3), "intrinsics")
         image_sizes = _expand(image_sizes, shape, (2,), "image_sizes")
         _check_sizes(image_sizes)
@@ -482,7 +482,11 @@ class Cameras:
 
 def _as_tensor(value, name: str) -> torch.Tensor:
     try:
+        if isinstance(value, Sequence) and len(value) and torch.is_tensor(value[0]):
+            value = torch.stack(list(value))
         tensor = value if torch.is_tensor(value) else torch.as_tensor(value)
+        if tensor.is_floating_point():
+            tensor = torch.as_tensor(value, dtype=torch.float64)  # lists of floats would have come as float32
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"`{name}` must be a tensor or an array of numbers, got {type(value).__name__}.") from error
     if tensor.is_complex() or tensor.dtype == torch.bool:

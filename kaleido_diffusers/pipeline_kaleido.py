@@ -260,16 +260,21 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline):
                 f" {sorted(unknown)}."
             )
         knows_samples = isinstance(self.scheduler, RectifiedFlowViewScheduler)
-        if self.config.prediction_type != "velocity" and not knows_samples:
+        taken = self.scheduler.config.get("prediction_type", "velocity") if knows_samples else "velocity"
+        if self.config.prediction_type != taken:
             raise ValueError(
-                f"The transformer predicts {self.config.prediction_type!r}, which a {type(self.scheduler).__name__}"
-                " would take for a velocity. Use a `RectifiedFlowViewScheduler`."
+                f"The transformer predicts {self.config.prediction_type!r}, which the {type(self.scheduler).__name__}"
+                f" would take for a {taken!r}. Use `RectifiedFlowViewScheduler.from_config(scheduler.config,"
+                f" prediction_type={self.config.prediction_type!r})`."
             )
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Views `[B, V, 3, H, W]` in [-1, 1] to latents `[B, V, C, h, w]`, each on its own. Pixels without a VAE."""
-        if self.vae is None or not pixels.shape[1]:
+        if self.vae is None:
             return pixels
+        if not pixels.shape[1]:
+            size = (side // self.vae_scale_factor for side in pixels.shape[-2:])
+            return pixels.new_zeros(len(pixels), 0, self.transformer.config.in_channels, *size)
         encoded = self.vae.encode(pixels.flatten(0, 1).to(self.vae.dtype))
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         latents = (latents.float() - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
@@ -287,6 +292,10 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline):
         self, shape: tuple[int, ...], latents: torch.Tensor | None, generator, device: torch.device
     ) -> torch.Tensor:
         """Noise `[B, M, S, C, h, w]` in the order of the targets; `latents` may lack a B or S of 1, as outputs do."""
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise ValueError(
+                f"`generator` must be one, or one for each of the {shape[0]} scenes; got {len(generator)}."
+            )
         if latents is None:
             noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         else:
@@ -521,7 +530,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline):
         if poses is not None:
             poses = scene_frame(poses, inputs.num_references, camera_scale).normalize(poses).float()
         intrinsics = None if inputs.intrinsics is None else inputs.intrinsics.float()
-        times = None if inputs.times is None else inputs.times.float()
+        times = None if inputs.times is None else (inputs.times - inputs.times[:, :1]).float()
         views = ViewGeometry(poses, intrinsics, times)
         return views.take(slice(inputs.num_references)), views.take(slice(inputs.num_references, None))
 
@@ -529,6 +538,8 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline):
         """Sets the schedule for a group; returns its timesteps."""
         options = {"sigmas": sigmas} if sigmas is not None else {"num_inference_steps": num_inference_steps}
         config = self.scheduler.config
+        if sigmas is None and not isinstance(self.scheduler, RectifiedFlowViewScheduler):  # its own ends before 0
+            options = {"sigmas": np.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()}
         if config.get("use_dynamic_shifting"):
             patch_size = self.transformer.config.patch_size
             num_tokens = num_targets * (latent_size[0] // patch_size) * (latent_size[1] // patch_size)
@@ -542,8 +553,9 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline):
         return self.scheduler.timesteps
 
     def _encode_memory(self, latents: torch.Tensor, geometry: ViewGeometry, cache: KaleidoReferenceCache) -> None:
-        """Encodes clean views into a cache."""
+        """Encodes clean views into a cache. Step caches start afresh, so that they skip nothing here."""
         device = self._execution_device
+        self._forget_steps()
         with self.transformer.cache_context("memory"):
             self.transformer.encode_views(
                 latents.to(device, self.transformer.dtype),
@@ -565,6 +577,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Takes one group of targets from noise to clean latents."""
         has_memory = len(memories[0]) > 0
+        self._forget_steps()
         context = self._recall(memories, geometry) if use_reference_cache else self._replay(memories)
         geometry = geometry.to(latents.device)
         for index, t in enumerate(self.scheduler.timesteps):
@@ -583,6 +596,11 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline):
                 latents = callback(self, first_step + index, t, tensors).get("latents", latents)
             progress_bar.update()
         return latents
+
+    def _forget_steps(self) -> None:
+        """Empties step caches (FirstBlockCache and its like): what they know belongs to other views."""
+        if self.transformer.is_cache_enabled:
+            self.transformer._reset_stateful_cache()
 
     def _recall(self, memories: list[ViewMemory], geometry: ViewGeometry) -> dict[str, Any]:
         """The encoded memory of all rows, as arguments of `_predict`."""

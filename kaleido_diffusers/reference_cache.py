@@ -13,26 +13,26 @@ class KaleidoReferenceCache:
     Keys and values of the memory views in every `"global"` layer, position encoding applied.
 
     Made and grown by [`KaleidoTransformer3DModel.encode_views`]. Memory views never see targets and their timestep is
-    0, so what is kept here holds for every sampling step and every target. Poses of targets must be given in the frame
-    and unit in which those of the memory were given.
+    0, so what is kept here holds for every sampling step and every target. Poses and times of targets must be given in
+    the frame and unit in which those of the memory were given, or for neither.
+
+    Attributes:
+        num_views (`int`): views in the memory.
+        batch_size (`int`): rows of the batch; 0 while empty.
+        tokens_per_view (`int`): tokens of each view; 0 while empty.
+        has_poses (`bool`): whether the views have cameras.
+        has_times (`bool`): whether the views have times.
     """
 
     def __init__(self):
         self.num_views = 0
+        self.batch_size = 0
+        self.tokens_per_view = 0
+        self.has_poses = self.has_times = False
         self._buffers: dict[int, torch.Tensor] = {}  # layer -> [2, B, capacity, L, heads, D], keys and values
 
     def __len__(self) -> int:
         return self.num_views
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of the batch; 0 while empty."""
-        return next((buffer.shape[1] for buffer in self._buffers.values()), 0)
-
-    @property
-    def tokens_per_view(self) -> int:
-        """Tokens of each view; 0 while empty."""
-        return next((buffer.shape[3] for buffer in self._buffers.values()), 0)
 
     @property
     def nbytes(self) -> int:
@@ -64,9 +64,22 @@ class KaleidoReferenceCache:
         self._buffers[index] = buffer
         return buffer[0, :, :end], buffer[1, :, :end]
 
-    def commit(self, num_views: int) -> None:
-        """Takes the `num_views` views last written by [`~KaleidoReferenceCache.extend`] into the memory."""
-        self.num_views += num_views
+    def commit(self, num_views: int, batch_size: int, tokens_per_view: int, has_poses: bool, has_times: bool) -> None:
+        """Takes the `num_views` views last written by [`~KaleidoReferenceCache.extend`] into the memory.
+
+        Args:
+            num_views (`int`): how many; a layer that did not get them all raises `RuntimeError` (a step cache that
+                skips blocks must be off while views are encoded).
+            batch_size (`int`): rows of the batch.
+            tokens_per_view (`int`): tokens of each view.
+            has_poses (`bool`): whether they have cameras.
+            has_times (`bool`): whether they have times.
+        """
+        total = self.num_views + num_views
+        if any(buffer.shape[2] < total for buffer in self._buffers.values()):
+            raise RuntimeError("A layer was skipped while views were encoded: is a step cache on?")
+        self.num_views, self.batch_size, self.tokens_per_view = total, batch_size, tokens_per_view
+        self.has_poses, self.has_times = has_poses, has_times
 
     def select(self, views: torch.Tensor | Sequence[int]) -> "KaleidoReferenceCache":
         """A new cache of some of the views, `views` being indices `[K]`, or `[B, K]` with a choice for each row.
@@ -94,14 +107,20 @@ class KaleidoReferenceCache:
         if len(set(counts)) != 1:
             raise ValueError(f"Caches of one batch must hold equally many views, got {counts}.")
         first = caches[0]
-        joined = cls()
-        joined.num_views = first.num_views
+        joined = first._empty(first.num_views)
+        joined.batch_size = sum(cache.batch_size for cache in caches)
         for index in first._buffers:
             joined._buffers[index] = torch.cat([cache._buffers[index][:, :, : counts[0]] for cache in caches], dim=1)
         return joined
 
     def _map(self, fn, num_views: int | None = None) -> "KaleidoReferenceCache":
-        mapped = KaleidoReferenceCache()
-        mapped.num_views = self.num_views if num_views is None else num_views
+        mapped = self._empty(self.num_views if num_views is None else num_views)
         mapped._buffers = {index: fn(buffer[:, :, : self.num_views]) for index, buffer in self._buffers.items()}
         return mapped
+
+    def _empty(self, num_views: int) -> "KaleidoReferenceCache":
+        """A cache without buffers that says the same of itself."""
+        empty = KaleidoReferenceCache()
+        empty.num_views, empty.batch_size, empty.tokens_per_view = num_views, self.batch_size, self.tokens_per_view
+        empty.has_poses, empty.has_times = self.has_poses, self.has_times
+        return empty

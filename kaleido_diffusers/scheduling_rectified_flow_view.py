@@ -45,7 +45,9 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
     """
     Sampling and training distribution of a rectified flow over view sequences.
 
-    The keys that [`FlowMatchEulerDiscreteScheduler`] also has mean the same there, so `from_config` works both ways.
+    Shares keys with [`FlowMatchEulerDiscreteScheduler`], so `from_config` works both ways. Schedules are the same for
+    the same `sigmas`; that of a number of steps ends elsewhere there, and its `base_image_seq_len` belongs to a shift
+    that grows linearly.
 
     Args:
         num_train_timesteps (`int`, defaults to `1000`):
@@ -124,8 +126,10 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             begin_index (`int`, defaults to `0`):
-                Index into `timesteps`.
+                Index into `timesteps`; with Heun an even one, where a step begins.
         """
+        if begin_index % self.order:
+            raise ValueError(f"With Heun, `begin_index` must be even, where a step begins, got {begin_index}.")
         self._begin_index = begin_index
 
     def __len__(self) -> int:
@@ -191,7 +195,7 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
         self._reset()
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
-        """The index of `timestep` in `timesteps` (of its first occurrence).
+        """The index of `timestep` in `timesteps` (of its last occurrence, where a step of Heun begins).
 
         Args:
             timestep (`float` or `torch.Tensor`):
@@ -200,7 +204,7 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
         indices = (self.timesteps == torch.as_tensor(timestep, device=self.timesteps.device)).nonzero()
         if not len(indices):
             raise ValueError(f"`timestep` must be one of `scheduler.timesteps`, got {timestep}.")
-        return int(indices[0])
+        return int(indices[-1])
 
     def step(
         self,
@@ -362,7 +366,7 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
     def _interval(self, timestep: float | torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sigma now and next, shaped to broadcast over `sample`."""
         timestep = torch.as_tensor(timestep)
-        if timestep.numel() == 1:
+        if timestep.shape in ((), (1,)):
             if self._step_index is None:
                 self._step_index = (
                     self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index

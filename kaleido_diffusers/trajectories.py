@@ -46,6 +46,7 @@ def orbit(
     degrees: float = 360.0,
     elevation: float | None = None,
     radius: float | None = None,
+    focus: torch.Tensor | None = None,
 ) -> Cameras:
     """A circle around the point that the cameras look at, starting at the first camera's side.
 
@@ -55,9 +56,11 @@ def orbit(
         degrees (`float`): the arc; negative turns the other way.
         elevation (`float`, *optional*): degrees above the focus point; the capture's median when not given.
         radius (`float`, *optional*): distance to the focus point in world units; the capture's median when not given.
+        focus (`torch.Tensor` of shape `[3]`, *optional*): centre of the circle; what the cameras look at when not
+            given, which cameras in one place do not tell.
     """
     _check_path(cameras, num_views)
-    focus, up = focus_point(cameras), up_direction(cameras)
+    focus, up = _focus(cameras, focus), up_direction(cameras)
     offsets = cameras.centers - focus
     distances = offsets.norm(dim=-1)
     if radius is None:
@@ -75,14 +78,22 @@ def orbit(
     start = F.normalize(start - (start @ up) * up, dim=0)
     side = torch.linalg.cross(up, start)
     full_circle = abs(abs(degrees) - 360.0) < 1e-9
-    angles = torch.linspace(0, math.radians(degrees), num_views + full_circle, dtype=focus.dtype)[:num_views]
+    angles = torch.linspace(0, math.radians(degrees), num_views + full_circle, dtype=torch.float64).to(focus)[
+        :num_views
+    ]
     horizontal = torch.cos(angles)[:, None] * start + torch.sin(angles)[:, None] * side
     tilt = math.radians(elevation)
     centers = focus + radius * (math.cos(tilt) * horizontal + math.sin(tilt) * up)
     return _like(cameras[0], look_at(centers, focus, up))
 
 
-def spiral(cameras: Cameras, num_views: int = 80, turns: float = 2.0, amplitude: float = 0.25) -> Cameras:
+def spiral(
+    cameras: Cameras,
+    num_views: int = 80,
+    turns: float = 2.0,
+    amplitude: float = 0.25,
+    focus: torch.Tensor | None = None,
+) -> Cameras:
     """The LLFF spiral: the first camera swings on circles and back and forth, looking at the focus point.
 
     Args:
@@ -90,30 +101,34 @@ def spiral(cameras: Cameras, num_views: int = 80, turns: float = 2.0, amplitude:
         num_views (`int`): views on the path.
         turns (`float`): circles on the way.
         amplitude (`float`): radius of the circles, as a fraction of the first camera's distance to the focus point.
+        focus (`torch.Tensor` of shape `[3]`, *optional*): as in [`orbit`].
     """
     _check_path(cameras, num_views)
-    focus = focus_point(cameras)
+    focus = _focus(cameras, focus)
     pose = cameras.world_from_camera[0]
     right, up, forward, center = pose[:3, 0], -pose[:3, 1], pose[:3, 2], pose[:3, 3]
     reach = amplitude * (focus - center).norm()
-    angles = torch.linspace(0, 2 * math.pi * turns, num_views, dtype=pose.dtype)[:, None]
+    angles = torch.linspace(0, 2 * math.pi * turns, num_views, dtype=torch.float64).to(pose)[:, None]
     swing = torch.sin(angles) * right + (1 - torch.cos(angles)) * 0.5 * up + 0.5 * torch.sin(angles / 2) * forward
     return _like(cameras[0], look_at(center + reach * swing, focus, up))
 
 
-def dolly_zoom(cameras: Cameras, num_views: int = 80, factor: float = 2.0) -> Cameras:
+def dolly_zoom(
+    cameras: Cameras, num_views: int = 80, factor: float = 2.0, focus: torch.Tensor | None = None
+) -> Cameras:
     """The Vertigo shot: the first camera backs off to `factor` times its distance from the focus point (below 1 it
-    comes nearer) while its focal length grows as much, so that what stands at the focus point keeps its size.
+    comes nearer) while its focal length grows as much, so that what stands at the focus point (by default, what the
+    cameras look at) keeps its size.
     """
     _check_path(cameras, num_views)
     if not factor > 0:
         raise ValueError(f"`factor` must be positive, got {factor}.")
     first = cameras[0]
     pose = first.world_from_camera
-    depth = (focus_point(cameras) - pose[:3, 3]) @ pose[:3, 2]
+    depth = (_focus(cameras, focus) - pose[:3, 3]) @ pose[:3, 2]
     if depth <= 0:
         raise ValueError("`dolly_zoom` needs a first camera that faces the point the cameras look at.")
-    zoom = torch.logspace(0, math.log2(factor), num_views, base=2, dtype=pose.dtype)
+    zoom = torch.logspace(0, math.log2(factor), num_views, base=2, dtype=torch.float64).to(pose)
     poses = pose.repeat(num_views, 1, 1)
     poses[:, :3, 3] -= ((zoom - 1) * depth)[:, None] * pose[:3, 2]
     intrinsics = first.intrinsics.repeat(num_views, 1, 1)
@@ -124,15 +139,19 @@ def dolly_zoom(cameras: Cameras, num_views: int = 80, factor: float = 2.0) -> Ca
 def keyframes(cameras: Cameras, num_views: int = 80, closed: bool = False) -> Cameras:
     """A smooth path through the given cameras: Catmull-Rom in the centres, its counterpart on rotations (de Casteljau
     on geodesics, Shoemake 1985) in the orientations, so that velocity and angular velocity are continuous. Focal
-    lengths and principal points follow too; `closed` returns to the first camera.
+    lengths and principal points follow too; `closed` returns to the first camera. The images must share one size.
     """
     if len(cameras.shape) != 1 or len(cameras) < 2:
         raise ValueError(f"`keyframes` needs at least two cameras, got shape {list(cameras.shape)}.")
     _check_path(cameras, num_views)
+    if (cameras.image_sizes != cameras.image_sizes[0]).any():
+        sizes = cameras.image_sizes.unique(dim=0).tolist()
+        raise ValueError(f"`keyframes` needs cameras of one image size, got (height, width) {sizes}.")
     order = torch.arange(len(cameras) + closed) % len(cameras)
     keys = cameras[order]
     count = len(order)
-    place = torch.linspace(0, count - 1, num_views, dtype=torch.float64)
+    like = {"dtype": torch.float64, "device": cameras.device}
+    place = torch.linspace(0, count - 1, num_views, **like)
     segment = place.floor().long().clamp_max(count - 2)
     t = (place - segment)[:, None]
 
@@ -140,10 +159,10 @@ def keyframes(cameras: Cameras, num_views: int = 80, closed: bool = False) -> Ca
     lens = torch.stack([keys.intrinsics[:, i, j] for i, j in _LENS], dim=-1)
     lens[:, :2] = lens[:, :2].log()
     lens = _cubic(lens, segment, t, closed)
-    poses = torch.eye(4, dtype=torch.float64).repeat(num_views, 1, 1)
+    poses = torch.eye(4, **like).repeat(num_views, 1, 1)
     poses[:, :3, 3] = centers
     poses[:, :3, :3] = _rotation_spline(keys.world_from_camera[:, :3, :3], segment, t, closed)
-    intrinsics = torch.eye(3, dtype=torch.float64).repeat(num_views, 1, 1)
+    intrinsics = torch.eye(3, **like).repeat(num_views, 1, 1)
     lens[:, :2] = lens[:, :2].exp()
     for column, (i, j) in enumerate(_LENS):
         intrinsics[:, i, j] = lens[:, column]
@@ -158,6 +177,21 @@ def _check_path(cameras: Cameras, num_views: int) -> None:
         raise ValueError(f"A path needs cameras of shape [V], got {list(cameras.shape)}.")
     if num_views < 1:
         raise ValueError(f"`num_views` must be at least 1, got {num_views}.")
+
+
+def _focus(cameras: Cameras, focus: torch.Tensor | None) -> torch.Tensor:
+    """The point `[3]` that a path turns about."""
+    if focus is not None:
+        focus = torch.as_tensor(focus).to(cameras.centers)
+        if focus.shape != (3,) or not focus.isfinite().all():
+            raise ValueError(f"`focus` must be a finite point [3], got {focus.tolist()}.")
+        return focus
+    centers = cameras.centers
+    if (centers - centers[0]).norm(dim=-1).max() <= 1e-9 * centers.abs().max().clamp_min(1e-9):
+        raise ValueError(
+            "Cameras in one place do not tell how far away the scene is: pass `focus`, a point [3] of it."
+        )
+    return focus_point(cameras)
 
 
 def _like(camera: Cameras, poses: torch.Tensor) -> Cameras:

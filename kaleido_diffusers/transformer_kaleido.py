@@ -501,8 +501,9 @@ class KaleidoTransformer3DModel(
             else:
                 hidden_states = block(*inputs)
 
-        if cache is not None:
-            cache.commit(sum(groups.memory))
+        if cache is not None and groups.memory:
+            batch, _, tokens, _ = hidden_states.shape
+            cache.commit(sum(groups.memory), batch, tokens, poses is not None, times is not None)
         hidden_states = hidden_states[:, hidden_states.shape[1] - num_targets :]
         embedding = embedding[:, embedding.shape[1] - num_targets :]
         shift, scale = (embedding.unsqueeze(2) + self.scale_shift_table).to(hidden_states.dtype).unsqueeze(3).unbind(2)
@@ -608,6 +609,10 @@ class KaleidoTransformer3DModel(
                 f"`cache` was made for {cache.batch_size} rows of views with {cache.tokens_per_view} tokens, but"
                 f" `hidden_states` has {batch} rows of views with {tokens} tokens."
             )
+        for name, given, had in (("poses", poses, cache.has_poses), ("times", times, cache.has_times)):
+            if len(cache) and (given is not None) != had:
+                there = "with" if had else "without"
+                raise ValueError(f"`cache` holds views {there} `{name}`; those that attend to it must be given alike.")
         if num_targets not in (None, 0, views):
             raise ValueError(f"With a `cache`, `num_targets` must be 0 or all {views} views, got {num_targets}.")
         return views if num_targets is None else num_targets

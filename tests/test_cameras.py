@@ -204,6 +204,10 @@ def test_the_unit_of_a_scene():
     assert scene_frame(poses, 3, camera_scale=2.0).scale == 1.5
     assert scene_frame(poses[:1], 1).scale == 1.0
     assert scene_frame(poses.expand(2, 4, 4, 4), 3).scale.tolist() == [3.0, 3.0]
+    turned = random_poses(4, generator=torch.Generator().manual_seed(0))
+    turned[:, :3, 3] = torch.tensor([1.0, 2.0, 3.0]) + 1e-16 * torch.randn(4, 3)
+    turned[3, 0, 3] += 5
+    assert abs(scene_frame(turned, 3).scale - 5) < 1e-9, "references in one place, up to rounding"
     with pytest.raises(ValueError, match="camera_scale"):
         scene_frame(poses, 3, camera_scale=0.0)
     with pytest.raises(ValueError, match="num_references"):
@@ -297,6 +301,17 @@ def test_normalised_intrinsics_have_no_pixels():
     torch.testing.assert_close(normalize_intrinsics(intrinsics, torch.tensor([40, 64])), expected)
 
 
+def test_numbers_keep_their_digits_and_belong_to_the_cameras():
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[0, 3] = 500000.123
+    lens = [[9.0, 0, 4], [0, 9.0, 4], [0, 0, 1]]
+    assert Cameras(pose.tolist(), lens, [8, 8]).centers[0].item() == 500000.123
+    assert Cameras([pose, pose], lens, [8, 8]).shape == (2,)
+    cameras = Cameras(pose, lens, [8, 8])
+    pose[0, 3] = 0.0
+    assert cameras.centers[0].item() == 500000.123
+
+
 # Paths
 
 
@@ -338,6 +353,23 @@ def test_spiral_starts_at_the_first_camera_and_looks_at_the_focus():
     torch.testing.assert_close(path.centers[0], ring().centers[0])
     pixels, _ = path.project(trajectories.focus_point(ring()).expand(10, 1, 3))
     torch.testing.assert_close(pixels, torch.full((10, 1, 2), 16.0).double(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", [trajectories.orbit, trajectories.spiral, trajectories.dolly_zoom])
+def test_one_camera_needs_a_focus(path):
+    cameras = ring()[:1]
+    with pytest.raises(ValueError, match="pass `focus`"):
+        path(cameras, 6)
+    with pytest.raises(ValueError, match=r"finite point \[3\]"):
+        path(cameras, 6, focus=torch.zeros(2))
+    flight = path(cameras, 6, focus=[0.0, 0.0, 0.2])
+    assert (flight.centers - flight.centers[0]).norm(dim=-1).max() > 0.5
+
+
+def test_keyframes_of_several_image_sizes_are_refused():
+    cameras = Cameras.cat([ring()[:1], ring()[1:2].resized(16, 32)])
+    with pytest.raises(ValueError, match="one image size"):
+        trajectories.keyframes(cameras, 4)
 
 
 def test_dolly_zoom_keeps_the_subject_in_size():

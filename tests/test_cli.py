@@ -42,6 +42,9 @@ def test_render_writes_what_it_names(checkpoint, tmp_path, capsys):
         ("render sample --targets few", "`held-out`, `none`, or numbers"),
         ("render sample --references 0", "between 1 and 35"),
         ("render sample --checkpoint /nowhere", "/nowhere"),
+        ("render sample --targets none", "nothing to render"),
+        ("render sample --device nothing", "--device 'nothing'"),
+        ("render sample --attention-backend flash", "--attention-backend 'flash'"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments, message, checkpoint, capsys, tmp_path):

@@ -257,6 +257,18 @@ def test_a_written_capture_reads_back(tmp_path):
         write_capture(tmp_path / "other", list(scene.images)[:1], scene.cameras)
     with pytest.raises(ValueError, match="its camera is for"):
         write_capture(tmp_path / "third", list(scene.images), scene.cameras.resized(10, 10))
+    intrinsics = scene.cameras.intrinsics.clone()
+    intrinsics[:, 0, 1] = 2.0
+    skewed = Cameras(scene.cameras.world_from_camera, intrinsics, scene.cameras.image_sizes)
+    with pytest.raises(ValueError, match="skew"):
+        write_capture(tmp_path / "third", list(scene.images), skewed)
+    assert not (tmp_path / "third").exists()
+    (tmp_path / "photos" / "images").mkdir(parents=True)
+    mine = tmp_path / "photos" / "images" / "0001.png"
+    mine.write_bytes(b"a photo")
+    with pytest.raises(FileExistsError, match="0001.png"):
+        write_capture(tmp_path / "photos", list(scene.images), scene.cameras)
+    assert mine.read_bytes() == b"a photo" and len(list(mine.parent.iterdir())) == 1
 
 
 def test_flavours_of_intrinsics(capture):
@@ -280,6 +292,12 @@ def test_flavours_of_intrinsics(capture):
     cameras = load_scene(rewrite(capture, shared_lens)).cameras
     assert cameras.intrinsics[0, 0].tolist() == [200.0, 0.0, 90.0]
     assert cameras.intrinsics[5, 0, 0] == 300.0 and cameras.intrinsics[0, 1].tolist() == [0.0, 200.0, 96.0]
+
+    lenses = []
+    for model in ("OPENCV", "PINHOLE"):
+        rewrite(capture, lambda data, model=model: data.update(camera_model=model, k1=0.05))
+        lenses.append(load_scene(capture).cameras.intrinsics)
+    assert torch.equal(*lenses) and not torch.equal(lenses[0], cameras.intrinsics), "whatever the model is called"
 
 
 def test_times_and_names_without_extension(capture):
@@ -358,6 +376,7 @@ def set_first(key, value):
         (set_first("camera_model", "OPENCV_FISHEYE"), "'OPENCV_FISHEYE' is not supported"),
         (set_first("is_fisheye", True), "'fisheye' is not supported"),
         (set_first("k4", 0.1), "`k4`"),
+        (set_first("distortion_params", [0.0, 0.1]), "`distortion_params`"),
         (lambda data: data["frames"][0].update(camera_model="OPENCV", k1=500.0), "folds the image"),
     ],
 )
@@ -503,7 +522,7 @@ def test_choosing_views():
     chosen = choose_references(scene.cameras, 6, candidates)
     assert len(set(chosen)) == 6 and set(chosen) <= set(candidates) and chosen == sorted(chosen)
     gaps = torch.cdist(scene.cameras.centers[chosen], scene.cameras.centers[chosen]) + 9 * torch.eye(6)
-    assert gaps.min() > 1.0, "they spread around the table"
+    assert gaps.min() > 0.5, "they spread along the sweep"
     with pytest.raises(ValueError, match="between 1 and 35"):
         choose_references(scene.cameras, 36, candidates)
     with pytest.raises(ValueError, match="`every`"):

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 import torch
 from conftest import make_pipeline, random_poses
-from diffusers import AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, AutoencoderTiny, FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 
 from kaleido_diffusers import Cameras, KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
 from kaleido_diffusers.pipeline_kaleido import ViewGeometry
@@ -163,6 +163,18 @@ def test_video_needs_no_cameras(pipe):
     assert ordered.shape == (3, 3, 8, 8)
 
 
+def test_seconds_since_any_epoch_will_do(pipe):
+    images, _ = make_inputs(num_targets=0)
+    times = ([0.0, 0.5, 1.0], [0.25, 0.75])
+    views = [
+        generate(
+            pipe, images, None, frame_times=[t + start for t in times[0]], target_times=[t + start for t in times[1]]
+        )
+        for start in (0.0, 1.7e9)
+    ]
+    torch.testing.assert_close(views[1], views[0], **CLOSE)
+
+
 @pytest.mark.parametrize("options", [{}, {"max_memory_views": 2}, {"generation_order": "nearest"}])
 def test_a_batch_equals_its_scenes_alone(pipe, options):
     scenes = [make_inputs(seed=seed) for seed in (0, 1)]
@@ -259,6 +271,10 @@ def test_no_references_at_all(pipe):
     assert views.shape == (8, 3, 8, 8) and views.isfinite().all()
     uncached = generate(pipe, None, None, cameras, guidance_scale=3.0, use_reference_cache=False)
     torch.testing.assert_close(uncached, views, **CLOSE)
+    lens = torch.tensor([[9.0, 0, 4], [0, 9, 4], [0, 0, 1]])
+    poses = cameras.world_from_camera
+    given, named = (generate(pipe, None, None, poses, **{key: lens}) for key in ("intrinsics", "target_intrinsics"))
+    assert torch.equal(given, named) and not torch.allclose(given, views, atol=1e-3)
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
@@ -323,6 +339,7 @@ def test_latents_of_an_image_autoencoder(kind, tmp_path):
     pixels = torch.rand(2, 3, 3, 16, 16) * 2 - 1
     alone = torch.stack([pipe.encode_images(pixels[:, i : i + 1])[:, 0] for i in range(3)], dim=1)
     torch.testing.assert_close(pipe.encode_images(pixels), alone, msg="each view passes on its own", **CLOSE)
+    assert generate(pipe, None, None, cameras).shape == (8, 3, 16, 16), "no references at all"
     if kind == "kl":
         moments = pipe.vae.encode(pixels[0]).latent_dist.mode()
         torch.testing.assert_close(pipe.encode_images(pixels)[0], (moments - 0.1) * 0.5, **CLOSE)
@@ -360,6 +377,9 @@ def test_generators_decide(pipe):
     images, cameras = make_inputs()
     assert torch.equal(generate(pipe, images, cameras, seed=1), generate(pipe, images, cameras, seed=1))
     assert not torch.equal(generate(pipe, images, cameras, seed=1), generate(pipe, images, cameras, seed=2))
+    for scenes in (images, [images] * 3):
+        with pytest.raises(ValueError, match="`generator` must be one"):
+            pipe(scenes, cameras if scenes is images else [cameras] * 3, generator=[torch.Generator()] * 2)
 
 
 def test_schedulers_of_diffusers_work_with_velocities():
@@ -372,6 +392,10 @@ def test_schedulers_of_diffusers_work_with_velocities():
     assert generate(pipe, images, cameras).isfinite().all()
     pipe.scheduler = RectifiedFlowViewScheduler(use_dynamic_shifting=True, base_image_seq_len=2)
     assert not torch.allclose(generate(pipe, images, cameras), expected, atol=1e-3)
+    pipe.scheduler = RectifiedFlowViewScheduler(shift=3.0)
+    ours = generate(pipe, images, cameras)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    torch.testing.assert_close(generate(pipe, images, cameras), ours, msg="steps spread alike", **CLOSE)
 
 
 @pytest.mark.parametrize("how", ["from_config", "fresh", "loaded"])
@@ -384,8 +408,35 @@ def test_a_foreign_scheduler_is_refused_where_the_model_predicts_samples(how, tm
     else:
         pipe.save_pretrained(tmp_path)
         pipe = KaleidoViewSynthesisPipeline.from_pretrained(tmp_path, scheduler=FlowMatchEulerDiscreteScheduler())
-    with pytest.raises(ValueError, match="take for a velocity"):
+    with pytest.raises(ValueError, match="take for a 'velocity'"):
         generate(pipe, *make_inputs())
+
+
+def test_a_scheduler_that_takes_the_prediction_for_something_else_is_refused():
+    pipe = make_pipeline("sample")
+    pipe.scheduler = RectifiedFlowViewScheduler(solver="heun")
+    with pytest.raises(ValueError, match="predicts 'sample'.*from_config"):
+        generate(pipe, *make_inputs())
+
+
+def test_step_caches_keep_to_their_group():
+    """Groups of unequal sizes, and encoding in between, which must never be skipped."""
+    pipe = make_pipeline()
+    images, cameras = make_inputs()
+    options = {"views_per_group": 2, "steps": 4, "guidance_scale": 2.0}
+    expected = generate(pipe, images, cameras, **options)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
+    torch.testing.assert_close(generate(pipe, images, cameras, **options), expected, **CLOSE)
+    pipe.transformer.disable_cache()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=100.0))
+    skipped = generate(pipe, images, cameras, **options)
+    assert skipped.isfinite().all() and not torch.allclose(skipped, expected, atol=1e-4)
+    memories = []
+    encode = pipe._encode_memory
+    pipe._encode_memory = lambda latents, geometry, cache: (encode(latents, geometry, cache), memories.append(cache))
+    pipe(images[:1] * 4, Cameras.cat([cameras[:1]] * 4 + [cameras[4:6]]), max_memory_views=9, num_inference_steps=4)
+    keys = [memories[0].layer(index)[0] for index in range(3)]
+    assert all((key[:, :4] - key[:, :1]).abs().max() < 1e-5 for key in keys), "the same view four times"
 
 
 def test_offloading_hooks(pipe):

@@ -200,6 +200,30 @@ def test_sampling_can_begin_in_the_middle():
     assert scheduler.begin_index == 1
 
 
+def test_heun_can_begin_in_the_middle():
+    scheduler = RectifiedFlowViewScheduler(solver="heun")
+    x = torch.full((1, 1, 2), 0.6, dtype=torch.float64)
+    for begin in (None, 4):
+        scheduler.set_timesteps(5)
+        if begin is not None:
+            scheduler.set_begin_index(begin)
+        moved = x
+        for t in scheduler.timesteps[4:]:
+            moved = scheduler.step(torch.ones_like(x), t, moved).prev_sample
+        torch.testing.assert_close(moved, torch.zeros_like(x), msg=f"begin index {begin}")
+    with pytest.raises(ValueError, match="must be even"):
+        scheduler.set_begin_index(3)
+
+
+def test_one_view_with_a_timestep_of_its_own():
+    scheduler = RectifiedFlowViewScheduler()
+    scheduler.set_timesteps(4)
+    x = torch.ones(1, 1, 2)
+    assert torch.equal(scheduler.step(x, torch.tensor([[0.0]]), x).prev_sample, x), "a clean view stays"
+    moved = scheduler.step(x, torch.tensor([[500.0]]), x).prev_sample
+    torch.testing.assert_close(moved, torch.full_like(x, 0.75))
+
+
 @pytest.mark.parametrize(
     "call, message",
     [

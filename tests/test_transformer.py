@@ -505,3 +505,19 @@ def test_a_cache_of_another_batch_or_size_is_refused():
             model(**other.kwargs(), cache=cache)
     with pytest.raises(ValueError, match="must be 0 or all"):
         model(**views.kwargs(), cache=cache, num_targets=1)
+    target = views.kwargs(slice(2, None))
+    for name in ("poses", "times"):
+        left_out = {name: None, **({"intrinsics": None} if name == "poses" else {})}
+        with pytest.raises(ValueError, match=f"holds views with `{name}`"):
+            model(**{**target, **left_out}, cache=cache)
+
+
+def test_a_cache_that_misses_a_layer_is_refused():
+    cache = KaleidoReferenceCache()
+    x = torch.zeros(1, 2, 4, 2, 8)
+    with torch.no_grad():
+        cache.extend(0, x, x)
+        cache.commit(2, 1, 4, True, False)
+        cache.extend(1, x, x)
+        with pytest.raises(RuntimeError, match="layer was skipped"):
+            cache.commit(2, 1, 4, True, False)

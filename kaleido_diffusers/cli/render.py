@@ -77,6 +77,8 @@ class Render:
     """Folder for what is written."""
 
     def run(self) -> None:
+        if self.targets == "none" and self.trajectory == "none":
+            raise ValueError("There is nothing to render: pass --targets or --trajectory.")
         folder = sample_capture() if self.capture == "sample" else self.capture
         scene = load_scene(folder, missing=self.missing)
         targets = self._targets(scene)
@@ -116,7 +118,10 @@ class Render:
     def _pipeline(self) -> KaleidoViewSynthesisPipeline:
         pipe = load_pipeline(self.checkpoint, self.device, self.dtype)
         if self.attention_backend is not None:
-            pipe.transformer.set_attention_backend(self.attention_backend)
+            try:
+                pipe.transformer.set_attention_backend(self.attention_backend)
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"--attention-backend {self.attention_backend!r}: {error}") from error
         return pipe
 
     def _generate(self, pipe, scene: Scene, references: Sequence[int], cameras: Cameras, size) -> torch.Tensor:
@@ -169,7 +174,8 @@ class Render:
         return [sheet, *views]
 
     def _render_path(self, pipe, scene: Scene, references, size) -> Path:
-        cameras = PATHS[self.trajectory](scene.cameras[references], num_views=self.views)
+        cameras = scene.cameras[references] if self.trajectory == "keyframes" else scene.cameras
+        cameras = PATHS[self.trajectory](cameras, num_views=self.views)
         frames = [tensor_to_image(view) for view in self._generate(pipe, scene, references, cameras, size)]
         path = self.output / f"{scene.name}_{self.trajectory}.mp4"
         try:

@@ -26,11 +26,11 @@ def write_capture(
 
     Args:
         folder (`str` or `Path`):
-            Where to; made if missing. Raises `FileExistsError` when a capture lies there already.
+            Where to; made if missing. Raises `FileExistsError` rather than write over anything.
         images (`Sequence[PIL.Image.Image]` of length V):
             The views.
         cameras (`Cameras` of shape `[V]`):
-            Their cameras.
+            Their cameras, without skew, which the format cannot say.
         suffix (`str`, defaults to `".png"`):
             Image format: `".png"`, or `".jpg"` (quality 95).
 
@@ -41,16 +41,21 @@ def write_capture(
     file = folder / "transforms.json"
     if len(images) != len(cameras):
         raise ValueError(f"`images` and `cameras` must be equally many, got {len(images)} and {len(cameras)}.")
-    if file.exists():
-        raise FileExistsError(f"{file} exists already.")
+    names = [f"images/{number:04d}{suffix}" for number in range(len(images))]
+    for path in (file, *(folder / name for name in names)):
+        if path.exists():
+            raise FileExistsError(f"{path} exists already.")
+    for number, (image, camera) in enumerate(zip(images, cameras)):
+        size = tuple(camera.image_sizes.flip(-1).tolist())
+        if image.size != size:
+            raise ValueError(f"Image {number} is {image.size}, its camera is for {size} (width, height).")
+    if (cameras.intrinsics[..., 0, 1] != 0).any():
+        raise ValueError("`transforms.json` has no place for the skew of `cameras`.")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     frames = []
     poses = convert_axes(cameras.world_from_camera, "opencv", "opengl")
-    for number, (image, camera, pose) in enumerate(zip(images, cameras, poses)):
-        name = f"images/{number:04d}{suffix}"
+    for name, image, camera, pose in zip(names, images, cameras, poses):
         height, width = camera.image_sizes.tolist()
-        if image.size != (width, height):
-            raise ValueError(f"Image {number} is {image.size}, its camera is for {(width, height)} (width, height).")
         image.convert("RGB").save(folder / name, quality=95)
         matrix = camera.intrinsics.tolist()
         frames.append(

@@ -69,7 +69,10 @@ class Photo:
         is_upright, turns = self._orientation
         camera = self.stored_camera
         if any(self.distortion.values()):
-            camera = undistorted_camera(camera, self.distortion)
+            try:
+                camera = undistorted_camera(camera, self.distortion)
+            except CaptureError as error:
+                raise CaptureError(f"{self.path}: {error}") from error
         return camera if is_upright else camera.rolled(turns)
 
     def load(self) -> PIL.Image.Image:

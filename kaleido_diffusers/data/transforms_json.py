@@ -174,10 +174,10 @@ def _distortion(frame: dict[str, Any], where: str) -> dict[str, float]:
     if model not in _CAMERA_MODELS or frame.get("is_fisheye"):
         model = "fisheye" if frame.get("is_fisheye") else model
         raise CaptureError(f"{where}: `camera_model` {model!r} is not supported; known: {', '.join(_CAMERA_MODELS)}.")
-    if frame.get("k4"):
-        raise CaptureError(f"{where}: `k4` means different things to different tools; undistort the photos first.")
-    distortion = {name: _number(frame, name, where) for name in _DISTORTION if name in frame}
-    return {} if "PINHOLE" in model else distortion
+    for name in ("k4", "k5", "k6", "distortion_params"):
+        if any(frame[name]) if isinstance(frame.get(name), list) else frame.get(name):
+            raise CaptureError(f"{where}: `{name}` cannot be undone here; undistort the photos first.")
+    return {name: _number(frame, name, where) for name in _DISTORTION if name in frame}
 
 
 def _number(frame: dict[str, Any], key: str, where: str, positive: bool = False) -> float:

@@ -165,6 +165,7 @@ def _cameras(poses, target_poses, intrinsics, target_intrinsics, fov, sizes, def
         default = (references.intrinsics[0], sizes[0])
     else:
         references, default = None, None
+        target_intrinsics = intrinsics if target_intrinsics is None else target_intrinsics
     if isinstance(target_poses, Cameras):
         if target_intrinsics is not None:
             raise ValueError("`target_intrinsics` was given, but the target cameras have intrinsics already.")
@@ -207,7 +208,7 @@ def _poses(value, name: str):
     if isinstance(value, Cameras):
         if len(value.shape) != 1:
             raise ValueError(f"`{name}` must be cameras of shape [V], got {list(value.shape)}.")
-        return value
+        return value.to("cpu", torch.float64)
     poses = _numbers(value, name)
     if poses.ndim != 3:
         raise ValueError(f"`{name}` must have shape [V, 4, 4], got {list(poses.shape)}.")
