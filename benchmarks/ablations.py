@@ -1,14 +1,15 @@
-"""Trains variants of one small model at equal compute, several seeds each, and prints a table with spreads.
+"""Trains variants of one small model for equally many steps, several seeds each, and prints a table with spreads.
 
     kaleido shard --data object --spread 0.3 --scenes 1000 --output runs/worlds
     kaleido shard --data object --spread 0.3 --scenes 64 --split validation --output runs/worlds-validation
     python benchmarks/ablations.py --data runs/worlds --validation runs/worlds-validation
 
 Variants of a seed share their initial weights where the shapes agree, and their data, noise and order of steps, so
-differences are paired. A run whose result is on file is not run again.
+differences are paired. A run whose result is on file is not run again; results of other settings are refused.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,6 +69,9 @@ def main(config: Config) -> None:
     config.output.mkdir(parents=True, exist_ok=True)
     path = config.output / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
+    settings = {key: str(value) for key, value in vars(config).items() if key not in ("output", "variants", "seeds")}
+    if results.setdefault("settings", settings) != settings:
+        raise ValueError(f"{path} holds results of other settings: choose another --output.")
     held_out = InMemory(ShardSource(config.validation, config.train.size))
 
     # ------------------------------------------------------------------------------------------------ runs
@@ -76,18 +80,20 @@ def main(config: Config) -> None:
             name = f"{variant}-{seed}"
             if name in results:
                 continue
-            settings = replace(
+            started = time.monotonic()
+            train = replace(
                 config.train,
                 output=config.output / name,
                 data=(str(config.data),),
                 seed=seed,
                 model=replace(config.train.model, **VARIANTS[variant]),
             )
-            pipe = KaleidoViewSynthesisPipeline.from_pretrained(Trainer(settings).train())
+            pipe = KaleidoViewSynthesisPipeline.from_pretrained(Trainer(train).train())
             pipe.set_progress_bar_config(disable=True)
             pipe.to("cuda" if torch.cuda.is_available() else "cpu")
             results[name] = {
                 "parameters": pipe.transformer.num_parameters(),
+                "minutes": (time.monotonic() - started) / 60,
                 "loss": held_out_loss(pipe, held_out, config.train),
                 "psnr": held_out_psnr(pipe, held_out, config.scenes, config.train.size),
             }
@@ -134,13 +140,14 @@ def summary(results: dict, variants: tuple[str, ...], seeds: tuple[int, ...]) ->
     """Mean and standard deviation over the seeds, and of the paired differences from the first variant."""
     for variant in variants:
         row = {"variant": variant, "parameters": f"{results[f'{variant}-{seeds[0]}']['parameters'] / 1e6:.2f}M"}
-        for metric, digits in (("loss", 4), ("psnr", 2)):
+        for metric, digits in (("minutes", 1), ("loss", 4), ("psnr", 2)):
             values, first = (
                 torch.tensor([results[f"{name}-{seed}"][metric] for seed in seeds], dtype=torch.float64)
                 for name in (variant, variants[0])
             )
             row[metric] = spread(values, digits)
-            row[f"{metric} - {variants[0]}'s"] = "" if variant == variants[0] else spread(values - first, digits)
+            if metric != "minutes":
+                row[f"{metric} - {variants[0]}'s"] = "" if variant == variants[0] else spread(values - first, digits)
         yield row
 
 

@@ -105,18 +105,27 @@ def test_cases_keep_targets_and_references_apart():
     case = capture_case(scene, [0, 8], 24, 24, max_references=6)
     assert case.images.shape == (8, 3, 24, 24)
     torch.testing.assert_close(case.cameras[6:].world_from_camera, scene.cameras[[0, 8]].world_from_camera)
+    for each in (*cases, case):
+        poses = each.cameras.world_from_camera
+        gaps = (poses[: -each.num_targets, None] - poses[-each.num_targets :]).abs().amax((-2, -1))
+        assert gaps.min() > 1e-3, "no target is among the references"
 
 
 class Oracle:
     """Stands where the pipeline would, and knows the answer."""
 
     def __init__(self, cases: list[EvaluationCase]):
-        self.truth = {case.images[0].sum().item(): case.images[-case.num_targets :] for case in cases}
+        self.cases = {case.images[0].sum().item(): case for case in cases}
         self.calls = []
 
     def __call__(self, images, cameras, targets, generator, output_type, **options):
         self.calls.append((len(images), options))
-        return type("Output", (), {"images": self.truth[images[0].sum().item()]})
+        case = self.cases[images[0].sum().item()]
+        start = len(case.images) - case.num_targets
+        assert torch.equal(images, case.images[: len(images)]) and len(images) <= start
+        assert torch.equal(cameras.world_from_camera, case.cameras[: len(images)].world_from_camera)
+        assert torch.equal(targets.world_from_camera, case.cameras[start:].world_from_camera)
+        return type("Output", (), {"images": case.images[start:]})
 
 
 def test_evaluation_gives_the_right_views_to_the_model():
@@ -164,6 +173,7 @@ def test_the_command_writes_everything(tmp_path, capsys):
     content = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert len(content["scores"]) == 2 * 2 * 2 * 4, "scenes, targets, references, methods"
     assert content["settings"]["steps"] == 2
+    assert "NaN" not in (tmp_path / "out" / "scores.json").read_text(), "plain JSON"
     assert "plane sweep" in capsys.readouterr().out
     capture = f"evaluate {sample_capture()} --checkpoint none --references 3 --output {tmp_path / 'capture'}"
     assert cli.main(capture.split()) == 0

@@ -100,6 +100,15 @@ def test_worlds_follow_from_their_seed_and_test_meshes_are_kept_apart(meshes):
         first[3]
 
 
+def test_meshes_of_one_name_are_split_by_their_folders(meshes, tmp_path):
+    for number in (7, 2, 9, 0, 4, 1, 8, 3, 6, 5):
+        (tmp_path / f"scan{number}").mkdir()
+        (tmp_path / f"scan{number}" / "model.glb").write_bytes((meshes / "box_0.glb").read_bytes())
+    assert [path.parent.name for path in MeshSource(tmp_path, split="test").files] == ["scan4"]
+    (tmp_path / "transforms.json").write_text("{}")
+    assert not is_mesh_folder(tmp_path), "a capture that a mesh lies in"
+
+
 def test_shards_of_meshes(meshes, tmp_path, capsys):
     words = f"shard --data {meshes} --scenes 2 --views 3 --size 16 --output {tmp_path}"
     assert main(words.split()) == 0

@@ -1,14 +1,23 @@
 """Scenes for training: shards, captures and synthetic worlds through one door."""
 
+import json
 import tarfile
 
+import PIL.Image
 import pytest
 import torch
 from conftest import shared
 
 from kaleido_diffusers import load_scene, sample_capture
 from kaleido_diffusers.data.scene import CaptureError
-from kaleido_diffusers.data.sources import CaptureSource, InMemory, ShardSource, SyntheticSource, write_shards
+from kaleido_diffusers.data.sources import (
+    CaptureSource,
+    InMemory,
+    SceneSample,
+    ShardSource,
+    SyntheticSource,
+    write_shards,
+)
 from kaleido_diffusers.data.view_sampling import sample_view_subset
 from kaleido_diffusers.training.batches import StepBatches, open_source, open_sources
 from kaleido_diffusers.training.config import TrainConfig
@@ -43,6 +52,38 @@ def test_shards_resize_with_their_cameras(tmp_path):
     torch.testing.assert_close(small.intrinsics, source[0].intrinsics, rtol=1e-5, atol=1e-5)
 
 
+def test_shards_of_images_of_several_sizes(tmp_path):
+    """As another tool may write them: every image brings its own intrinsics."""
+    folder = tmp_path / "scene"
+    folder.mkdir()
+    for number, size in enumerate([(20, 40), (40, 20)]):
+        PIL.Image.new("RGB", size).save(folder / f"{number:03d}.png")
+    lenses = [[[1.0, 0, 0.5], [0, 0.5, 0.5], [0, 0, 1]], [[0.5, 0, 0.5], [0, 1.0, 0.5], [0, 0, 1]]]  # 20 px each
+    (folder / "scene.json").write_text(
+        json.dumps({"poses": torch.eye(4).repeat(2, 1, 1).tolist(), "intrinsics": lenses})
+    )
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(folder, arcname="scene")
+    sample = ShardSource(tmp_path / "a.tar", size=8)[0]
+    torch.testing.assert_close(sample.intrinsics[:, [0, 1], [0, 1]], torch.ones(2, 2))
+
+
+def test_views_keep_their_cameras_beyond_a_thousand(tmp_path):
+    views = torch.arange(1003).view(-1, 1, 1, 1).expand(-1, 3, 8, 8) % 251
+    sample = SceneSample(views.to(torch.uint8), times=torch.arange(1003.0))
+    write_shards(tmp_path, [sample])
+    again = ShardSource(tmp_path)[0]
+    assert (again.views[:, 0, 0, 0].int() - views[:, 0, 0, 0]).abs().max() <= 2
+    assert again.times.tolist() == list(range(1003))
+
+
+def test_shards_are_continued(tmp_path):
+    source = SyntheticSource(num_scenes=3, num_views=2, size=8)
+    write_shards(tmp_path, [source[0], source[1]], scenes_per_shard=2)
+    write_shards(tmp_path, [source[2]], scenes_per_shard=2, first=2)
+    assert len(ShardSource(tmp_path)) == 3 and ShardSource(tmp_path).fewest_views == 2
+
+
 def test_shards_that_cannot_be_read(tmp_path):
     with pytest.raises(CaptureError, match="holds no .*tar"):
         ShardSource(tmp_path)
@@ -67,6 +108,9 @@ def test_a_capture_is_a_source_of_one_scene():
     torch.testing.assert_close(sample.poses, scene.cameras.world_from_camera[[0, 5]])
     with pytest.raises(IndexError):
         source[1]
+    train, test = (CaptureSource(sample_capture(), 24, split=split)[0] for split in ("train", "test"))
+    assert (len(train), len(test)) == (35, 5)
+    torch.testing.assert_close(test.poses, scene.cameras.world_from_camera[::8])
 
 
 def test_blender_captures_come_with_their_splits():
@@ -131,6 +175,27 @@ def test_a_step_is_decided_by_seed_and_number_alone(tmp_path):
     assert kinds == {(False, True), (True, False)}
     with pytest.raises(ValueError, match="multiple of the 3 processes"):
         StepBatches(config, sources, weights, 0, 3)
+
+
+def test_scenes_that_do_not_fit_together_are_refused(tmp_path):
+    still, moving = (
+        SyntheticSource("object", kind, num_scenes=1, num_views=6, size=8)[0] for kind in ("views", "moving")
+    )
+    for order in ([still, moving], [moving, still]):
+        batches = StepBatches(make_config(tmp_path, batch=8), [order], [1.0])
+        with pytest.raises(CaptureError, match="with and without times"):
+            for step in range(20):
+                batches[step]
+    write_shards(tmp_path, [still.select(range(3))])
+    with pytest.raises(CaptureError, match="a scene of 3 views; `views` asks for 5"):
+        open_sources(make_config(tmp_path, data=(str(tmp_path),)))
+
+
+def test_times_keep_their_digits(tmp_path):
+    sample = SyntheticSource("object", "video", num_scenes=1, num_views=6, size=8)[0]
+    late = SceneSample(sample.views, times=sample.times.double() + 1.7e9)
+    batches = [StepBatches(make_config(tmp_path), [[entry]], [1.0])[0].batch.times for entry in (sample, late)]
+    torch.testing.assert_close(*batches, rtol=0, atol=1e-5)
 
 
 def test_sources_by_name(tmp_path):

@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from conftest import make_pipeline
 from safetensors.torch import load_file
 
-from kaleido_diffusers import KaleidoViewSynthesisPipeline
+from kaleido_diffusers import KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler, sample_capture
+from kaleido_diffusers.data.sources import SyntheticSource, write_shards
+from kaleido_diffusers.training.batches import open_source, validation_samples
 from kaleido_diffusers.training.config import ModelConfig, TrainConfig
 from kaleido_diffusers.training.loop import Trainer, latest_checkpoint
 
@@ -134,6 +138,16 @@ def test_two_processes_have_the_losses_of_one(tmp_path, rates):
     torch.testing.assert_close(losses["two"], losses["one"], rtol=0, atol=1e-5)
 
 
+def test_two_processes_stop_at_the_same_step_when_time_is_over(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518", "-m"]
+    options = {"steps": 100_000, "save_every": 100_000, "validate_every": 5, "max_minutes": 0.05}
+    command += ["kaleido_diffusers.cli", *arguments(tmp_path, **options)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert latest_checkpoint(tmp_path) is not None
+
+
 def test_from_video_to_3d_nothing_of_the_model_changes(tmp_path):
     """Parameter names and shapes stay, and so does the path through the code."""
     traces, shapes = {}, {}
@@ -174,14 +188,61 @@ def test_old_checkpoints_go_and_unfinished_ones_are_ignored(tmp_path):
 def test_gradient_checkpointing_and_precision_are_settings(tmp_path):
     plain = Trainer(make_config(tmp_path / "a", steps=3))
     plain.train()
-    Trainer(make_config(tmp_path / "b", steps=3, gradient_checkpointing=True)).train()
+    checkpointed = Trainer(make_config(tmp_path / "b", steps=3, gradient_checkpointing=True))
+    assert checkpointed.transformer.gradient_checkpointing and not plain.transformer.gradient_checkpointing
+    checkpointed.train()
     assert_same(tmp_path / "a", tmp_path / "b")
     AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process
-    Trainer(make_config(tmp_path / "c", steps=2, optimizer="adamw", mixed_precision="bf16")).train()
+    half = Trainer(make_config(tmp_path / "c", steps=2, optimizer="adamw", mixed_precision="bf16"))
+    dtypes = set()
+    half.transformer.transformer_blocks[0].attn.to_q.register_forward_hook(lambda *call: dtypes.add(call[2].dtype))
+    half.train()
+    assert torch.bfloat16 in dtypes and half.transformer.dtype == torch.float32
     AcceleratorState._reset_state(reset_partial_state=True)
     assert latest_checkpoint(tmp_path / "c").name == "checkpoint-2"
 
 
 def test_divergence_ends_the_run_with_a_word(tmp_path):
-    with pytest.raises(FloatingPointError, match="diverged at step"):
-        Trainer(make_config(tmp_path, other_lr=1e30, warmup_steps=0, steps=4)).train()
+    with pytest.raises(FloatingPointError, match="diverged before step"):
+        Trainer(make_config(tmp_path, other_lr=1e30, warmup_steps=0, steps=9, save_every=1, log_every=100)).train()
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path)["transformer"].values())
+
+
+def test_a_resumed_run_keeps_what_it_predicts_and_refuses_other_settings(tmp_path):
+    pipe = make_pipeline("velocity")
+    pipe.scheduler = RectifiedFlowViewScheduler(prediction_type="velocity", shift=3.0)
+    pipe.save_pretrained(tmp_path / "base")
+    config = make_config(tmp_path / "run", init_from=tmp_path / "base", max_minutes=0.0)
+    for _ in range(2):
+        Trainer(config).train()
+    trainer = Trainer(config)
+    assert trainer.step == 2
+    assert trainer.scheduler.config.prediction_type == "velocity" and trainer.scheduler.config.shift == 3.0
+    Trainer(replace(config, steps=20)).train()
+    with pytest.raises(ValueError, match="was trained with batch=4"):
+        Trainer(replace(config, batch=2))
+
+
+def test_every_preset_is_trained_on_pixels(tmp_path):
+    config = make_config(tmp_path, size=16)
+    config.model = replace(config.model, preset="small", patch_size=None)
+    trainer = Trainer(config)
+    assert (trainer.transformer.config.in_channels, trainer.transformer.config.patch_size) == (3, 8)
+    make_pipeline("velocity", in_channels=4).save_pretrained(tmp_path / "latents")
+    with pytest.raises(ValueError, match="latents of 4 channels"):
+        Trainer(make_config(tmp_path / "other", init_from=tmp_path / "latents"))
+
+
+def test_validation_sees_what_training_does_not(tmp_path):
+    config = make_config(tmp_path, data=(sample_capture(),))
+    ((sample, count),) = validation_samples(config)
+    trained = open_source(sample_capture(), config)[0]
+    assert (len(sample), count, len(trained)) == (5, 3, 35)
+    gaps = (sample.poses[:, None] - trained.poses).abs().amax((-2, -1)).amin(-1)
+    assert (gaps < 1e-9).tolist() == [True, True, True, False, False]
+    write_shards(tmp_path / "shards", [SyntheticSource(num_scenes=1, num_views=4, size=8)[0]])
+    assert validation_samples(replace(config, data=(str(tmp_path / "shards"),))) == []
+    ((sample, count),) = validation_samples(replace(config, validation=str(tmp_path / "shards")))
+    assert (len(sample), count) == (4, 3)
+    Trainer(make_config(tmp_path / "few", views=4, scene_views=4, steps=2)).train()
+    assert (tmp_path / "few" / "validation-0000002.png").is_file()

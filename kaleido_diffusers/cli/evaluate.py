@@ -1,6 +1,7 @@
 """`kaleido evaluate`: scores a checkpoint, beside simple baselines."""
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import tyro
 from tqdm.auto import tqdm
 
 from ..data.scene import load_scene
-from ..data.view_sampling import held_out_views
+from ..data.view_sampling import split_views
 from ..evaluation.metrics import LPIPS
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate, synthetic_cases
 from ..evaluation.report import contact_sheet, markdown_table, plot_scores
@@ -62,7 +63,7 @@ class Evaluate:
             cases, total = synthetic_cases(self.scenes, size, self.level, self.data, most), self.scenes
         else:
             scene = load_scene(self.data, missing="skip")
-            targets = (scene.splits or {}).get("test") or held_out_views(len(scene))
+            targets = split_views(len(scene), scene.splits, "test")
             cases, total = [capture_case(scene, targets, size, size, most)], 1
         options = {"height": size, "width": size, "num_inference_steps": self.steps}
         options |= {"guidance_scale": self.guidance_scale, "views_per_group": self.views_per_group}
@@ -84,8 +85,9 @@ class Evaluate:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
         content = {"settings": settings, "seconds": round(seconds, 1), "summary": summary}
         content |= {"by_distance": near_and_far, "scores": result.rows()}
+        content = _without_nan(content)
         scores, table = self.output / "scores.json", self.output / "scores.md"
-        scores.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        scores.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         text = markdown_table(summary, COLUMNS)
         if near_and_far:
             columns = {"method": "", "distance": ".2f", "psnr": ".2f", "lpips": ".3f", "views": "d"}
@@ -112,3 +114,12 @@ class Evaluate:
         path = self.output / "sheet.png"
         contact_sheet(torch.zeros(0, 3, 1, 1), rows).save(path)
         return path
+
+
+def _without_nan(value):
+    """Scores that were not taken, and PSNR of equal images, have no place in JSON: null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,7 +14,7 @@ from ..cameras import Cameras, scene_frame, view_distances
 from ..data.export import write_video
 from ..data.images import as_image_tensor, fit_views, tensor_to_image
 from ..data.scene import Scene, load_scene
-from ..data.view_sampling import choose_references, held_out_views
+from ..data.view_sampling import choose_references, split_views
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
@@ -103,7 +103,7 @@ class Render:
         if self.targets == "none":
             return []
         if self.targets == "held-out":
-            return (scene.splits or {}).get("test") or held_out_views(num_views)
+            return split_views(num_views, scene.splits, "test")
         try:
             targets = [int(word) for word in self.targets.split(",")]
         except ValueError:

@@ -24,9 +24,9 @@ class Shard:
     textures: Path | None = None
     """Photos (and `pano_*` surroundings) for worlds of meshes."""
     split: str = "train"
-    """`train`, `validation` or `test`: synthetic worlds of different seeds."""
+    """`train`, `validation` or `test`: worlds of different seeds, or views of a capture."""
     first: int = 0
-    """Number of the first world of the split."""
+    """Number of the first world of the split, after which shards are named too: 500 goes on after a run of 500."""
     scenes: int = 1000
     """Synthetic worlds."""
     views: int = 12
@@ -49,8 +49,10 @@ class Shard:
         if source is not None:
             samples = (source[index] for index in tqdm(range(self.first, self.first + self.scenes), desc="worlds"))
         else:
-            samples = (CaptureSource(path, self.size)[0] for path in tqdm(self.data, desc="captures"))
-        for path in write_shards(self.output, samples, self.scenes_per_shard):
+            samples = (
+                CaptureSource(path, self.size, None, self.split)[0] for path in tqdm(self.data, desc="captures")
+            )
+        for path in write_shards(self.output, samples, self.scenes_per_shard, first=self.first):
             print(f"wrote {path}")
 
     def _worlds(self) -> SceneSource | None:

@@ -28,8 +28,11 @@ _SOLIDS = ("box", "ball", "can", "cone", "ring")
 
 
 def is_mesh_folder(path: str | os.PathLike) -> bool:
-    """Whether a folder holds meshes, at any depth."""
-    return Path(path).is_dir() and any(found.suffix in _SUFFIXES for found in Path(path).rglob("*"))
+    """Whether a folder holds meshes, at any depth, and is no capture that a mesh lies in."""
+    path = Path(path)
+    if not path.is_dir() or any(path.glob("transforms*.json")):
+        return False
+    return any(found.suffix in _SUFFIXES for found in path.rglob("*"))
 
 
 @dataclass
@@ -77,7 +80,8 @@ class MeshSource:
     ):
         if split not in SPLITS:
             raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
-        files = sorted((path for path in Path(meshes).rglob("*") if path.suffix in _SUFFIXES), key=lambda p: p.stem)
+        files = [path for path in Path(meshes).rglob("*") if path.suffix in _SUFFIXES]
+        files.sort(key=lambda path: (path.stem, path.relative_to(meshes).as_posix()))
         held_out = files[4::_HELD_OUT_EVERY]
         self.files = held_out if split == "test" else [path for path in files if path not in held_out]
         if not self.files:

@@ -16,6 +16,7 @@ from ..cameras import Cameras
 from .images import CaptureError, as_image_tensor, fit_cameras, fit_views, tensor_to_image
 from .scene import load_scene
 from .synthetic import SPLITS, make_worlds, render, sample_views
+from .view_sampling import split_views
 
 
 __all__ = [
@@ -132,12 +133,13 @@ class CaptureSource:
     Args:
         path (`str` or `Path`): folder of the capture.
         size (`int`): height and width to crop and resize to.
-        keep (`Sequence[int]`, *optional*): the views to use; all when not given.
+        keep (`Sequence[int]`, *optional*): the views to use; those of the split when not given.
+        split (`str`): which views, see [`split_views`]; `"train"` keeps the test views out.
     """
 
-    def __init__(self, path: str | os.PathLike, size: int, keep: Sequence[int] | None = None):
+    def __init__(self, path: str | os.PathLike, size: int, keep: Sequence[int] | None = None, split: str = "train"):
         scene = load_scene(path, missing="skip")
-        keep = range(len(scene)) if keep is None else keep
+        keep = split_views(len(scene), scene.splits, split) if keep is None else keep
         fitted = [fit_views(as_image_tensor(scene.images[i]), scene.cameras[i], size, size) for i in keep]
         cameras = Cameras.stack([camera for _, camera in fitted])
         self.sample = SceneSample(
@@ -178,6 +180,11 @@ class ShardSource:
     def __len__(self) -> int:
         return len(self._scenes)
 
+    @property
+    def fewest_views(self) -> int:
+        """Images of the scene that has the fewest."""
+        return min(len(members) - 1 for _, members in self._scenes)
+
     def __getitem__(self, index: int) -> SceneSample:
         file, members = self._scenes[index]
         with open(file, "rb") as stream:
@@ -185,25 +192,26 @@ class ShardSource:
         where = f"{file}, scene {index}"
         try:
             meta = json.loads(contents.pop("scene.json"))
-            images = [as_image_tensor(PIL.Image.open(io.BytesIO(contents[name]))) for name in sorted(contents)]
+            names = sorted(contents, key=lambda name: (len(name), name))  # 1000.jpg comes after 999.jpg
+            images = [as_image_tensor(PIL.Image.open(io.BytesIO(contents[name]))) for name in names]
             arrays = {key: torch.tensor(meta[key], dtype=torch.float64) for key in _ARRAYS if key in meta}
         except (KeyError, ValueError, TypeError, OSError) as error:
             raise CaptureError(f"{where}: cannot be read ({error}).") from error
         if any(len(array) != len(images) for array in arrays.values()):
             raise CaptureError(f"{where}: scene.json does not describe its {len(images)} images.")
+        if ("poses" in arrays) != ("intrinsics" in arrays):
+            raise CaptureError(f"{where}: scene.json must hold `poses` and `intrinsics`, or neither.")
         return self._sample(images, arrays)
 
     def _sample(self, images: list[torch.Tensor], arrays: dict[str, torch.Tensor]) -> SceneSample:
         intrinsics = arrays.get("intrinsics")
         if self.size is not None:
-            cameras = None
             if intrinsics is not None:
-                height, width = images[0].shape[-2:]
-                pixels = intrinsics * torch.tensor([width, height, 1.0], dtype=torch.float64)[:, None]
-                cameras = Cameras(arrays["poses"], pixels, [height, width])
+                sizes = torch.tensor([image.shape[-2:] for image in images])
+                scale = torch.nn.functional.pad(sizes.flip(-1), (0, 1), value=1).unsqueeze(-1)
+                cameras = fit_cameras(Cameras(arrays["poses"], intrinsics * scale, sizes), self.size, self.size)
+                intrinsics = cameras.normalized_intrinsics
             images = [fit_views(image, None, self.size, self.size)[0] for image in images]
-            if cameras is not None:
-                intrinsics = fit_cameras(cameras, self.size, self.size).normalized_intrinsics
         views = (torch.stack(images) * 255).round().to(torch.uint8)
         intrinsics = None if intrinsics is None else intrinsics.float()
         return SceneSample(views, arrays.get("poses"), intrinsics, arrays.get("times"))
@@ -234,6 +242,7 @@ def write_shards(
     samples: Iterable[SceneSample],
     scenes_per_shard: int = 500,
     quality: int = 95,
+    first: int = 0,
 ) -> list[Path]:
     """
     Writes scenes as WebDataset shards `shard-NNNNNN.tar`, each complete or not there at all.
@@ -247,6 +256,8 @@ def write_shards(
             Scenes in a tar file.
         quality (`int`, defaults to `95`):
             JPEG quality (4:4:4).
+        first (`int`, defaults to `0`):
+            Number of the first scene, after which scenes and shards are named.
 
     Returns:
         `list[Path]`: the shards.
@@ -255,8 +266,8 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     part, tar = None, None
-    for number, sample in enumerate(samples):
-        if number % scenes_per_shard == 0:
+    for number, sample in enumerate(samples, start=first):
+        if part is None or number % scenes_per_shard == 0:
             _finish(part, tar, written)
             path = folder / f"shard-{number // scenes_per_shard:06d}.tar"
             if path.exists():

@@ -7,7 +7,7 @@ import torch
 from ..cameras import Cameras, farthest_views, scene_frame, view_distances
 
 
-__all__ = ["choose_references", "held_out_views", "reference_order", "sample_view_subset"]
+__all__ = ["choose_references", "held_out_views", "reference_order", "sample_view_subset", "split_views"]
 
 
 def held_out_views(num_views: int, every: int = 8) -> list[int]:
@@ -15,6 +15,23 @@ def held_out_views(num_views: int, every: int = 8) -> list[int]:
     if every < 1:
         raise ValueError(f"`every` must be at least 1, got {every}.")
     return list(range(0, num_views, every))
+
+
+def split_views(num_views: int, splits: dict[str, list[int]] | None, split: str) -> list[int]:
+    """The views of a capture's split.
+
+    Args:
+        num_views (`int`): of the capture.
+        splits (`dict[str, list[int]]`, *optional*): what its files name; every eighth view is held out without them.
+        split (`str`): `"train"`, `"validation"` (`"test"`, where the files name none) or `"test"`.
+    """
+    splits = splits or {}
+    test = splits.get("test") or held_out_views(num_views)
+    if split == "test":
+        return test
+    if split == "validation":
+        return splits.get("val") or test
+    return splits.get("train") or [view for view in range(num_views) if view not in test]
 
 
 def reference_order(cameras: Cameras, count: int, candidates: Sequence[int]) -> list[int]:

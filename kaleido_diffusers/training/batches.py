@@ -6,14 +6,21 @@ from pathlib import Path
 
 import torch
 
-from ..data.scene import CaptureError
+from ..data.scene import CaptureError, load_scene
 from ..data.sources import CaptureSource, InMemory, SceneSample, SceneSource, ShardSource, SyntheticSource
-from ..data.view_sampling import sample_view_subset
+from ..data.view_sampling import choose_references, sample_view_subset, split_views
 from .config import TrainConfig
 from .objective import ViewBatch, ViewPartition, draw_partition
 
 
-__all__ = ["StepBatches", "TrainingStep", "open_source", "open_sources", "step_generator"]
+__all__ = [
+    "StepBatches",
+    "TrainingStep",
+    "open_source",
+    "open_sources",
+    "step_generator",
+    "validation_samples",
+]
 
 _SYNTHETIC = {"object": ("object", "views"), "scene": ("scene", "views"), "mixed": ("mixed", "views")}
 _SYNTHETIC |= {"video": ("mixed", "video"), "moving": ("mixed", "moving")}
@@ -43,8 +50,26 @@ def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSo
     if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
         return ShardSource(path, config.size)
     if path.exists():
-        return CaptureSource(path, config.size)
+        return CaptureSource(path, config.size, split=split)
     raise CaptureError(f"{name!r} is neither a kind of synthetic world ({', '.join(_SYNTHETIC)}) nor a path.")
+
+
+def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
+    """Scenes that training does not see, each with the number of views, the first, that are references; two others are
+    to be generated. Of a capture, the targets alone are unseen. Empty when training sees shards and no `validation` is
+    named."""
+    name = config.validation or config.data[0].partition("=")[0]
+    source = open_source(name, config, "validation")
+    if isinstance(source, ShardSource) and config.validation is None:
+        return []
+    if isinstance(source, CaptureSource):
+        scene = load_scene(name, missing="skip")
+        targets = split_views(len(scene), scene.splits, "validation")[:2]
+        rest = split_views(len(scene), scene.splits, "train")
+        references = choose_references(scene.cameras, min(3, len(rest)), rest)
+        return [(CaptureSource(name, config.size, references + targets)[0], len(references))]
+    samples = [source[index] for index in range(min(len(source), config.validation_scenes))]
+    return [(sample.select(range(min(5, len(sample)))), min(3, len(sample) - 1)) for sample in samples]
 
 
 def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource], list[float]]:
@@ -53,6 +78,8 @@ def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource],
     for entry in config.data:
         name, _, weight = entry.partition("=")
         source = open_source(name, config)
+        if isinstance(source, ShardSource) and source.fewest_views < config.views:
+            raise CaptureError(f"{name}: has a scene of {source.fewest_views} views; `views` asks for {config.views}.")
         sources.append(InMemory(source, progress) if config.in_memory else source)
         try:
             weights.append(float(weight or 1.0))
@@ -129,7 +156,13 @@ def _stack(samples: list[SceneSample]) -> ViewBatch:
     arrays = {}
     for key in ("poses", "intrinsics", "times"):
         values = [getattr(sample, key) for sample in samples]
+        if any(value is None for value in values) and not all(value is None for value in values):
+            raise CaptureError(
+                f"Scenes with and without {key} cannot share a source: make them two entries of `data`."
+            )
         arrays[key] = None if values[0] is None else torch.stack(values)
     views = torch.stack([sample.views for sample in samples]).float() / 127.5 - 1
     times = arrays.pop("times")
-    return ViewBatch(views, **arrays, times=None if times is None else times.float())
+    if times is not None:  # in float32, seconds since an epoch would lose their digits
+        times = (times - times[:, :1]).float()
+    return ViewBatch(views, **arrays, times=times)

@@ -13,7 +13,7 @@ class ModelConfig:
     """The model to train, when training does not start from a checkpoint."""
 
     preset: Literal["tiny", "small", "base", "large", "xl"] = "tiny"
-    """Architecture; the entries below replace single values of it."""
+    """Architecture; the entries below replace single values of it. Training sees pixels: no latent channels."""
     num_layers: int | None = None
     """Transformer blocks."""
     num_attention_heads: int | None = None
@@ -38,10 +38,11 @@ class TrainConfig:
     """Folder for checkpoints, the log and validation pictures. A run in it is resumed."""
     data: tuple[str, ...] = ("mixed",)
     """Sources with optional weights: `object`, `scene`, `mixed` (synthetic worlds), `video` (clips without cameras),
-    `moving` (clips with both), a folder of shards, a capture; for example `mixed=3 video runs/shards=2`."""
+    `moving` (clips with both), a folder of shards, a capture (its training split); for example
+    `mixed=3 video runs/shards=2`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     init_from: Path | None = None
-    """Pipeline folder to start from, instead of random weights."""
+    """Pipeline folder (in pixels) to start from, instead of random weights. Its `prediction_type` is kept."""
     prediction_type: Literal["sample", "velocity"] = "sample"
     """What the model predicts: `sample` suits pixels, `velocity` latents."""
     logit_mean: float = 0.8
@@ -79,7 +80,8 @@ class TrainConfig:
     in_memory: bool = False
     """Read or render every source once, at the start."""
     steps: int = 10_000
-    """Optimizer steps of the whole run; the schedule counts them."""
+    """Optimizer steps of the whole run; the schedule counts them. A resumed run may be given more; what decides the
+    training must stay."""
     max_minutes: float | None = None
     """Stop (and save) after this many minutes; a later call goes on."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -98,7 +100,7 @@ class TrainConfig:
     """Gradients are clipped to this norm."""
     ema_decay: float = 0.999
     """Decay of the moving average of the weights."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16"] = "no"
     """Precision of the forward pass."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
@@ -112,8 +114,11 @@ class TrainConfig:
     """Steps between lines of the log."""
     validate_every: int = 1000
     """Steps between validations."""
+    validation: str | None = None
+    """Source of the scenes that are generated for validation; for worlds and captures in `data`, their own validation
+    split when not given. Shards have none."""
     validation_scenes: int = 8
-    """Scenes of the validation split that are generated."""
+    """Scenes that are generated for validation."""
     validation_steps: int = 8
     """Denoising steps of validation."""
     workers: int = 1

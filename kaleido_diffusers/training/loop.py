@@ -1,7 +1,6 @@
 """The one training loop: video and 3D, scratch and fine-tuning differ in their settings alone."""
 
 import json
-import math
 import os
 import shutil
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
@@ -20,7 +19,7 @@ from ..evaluation.report import contact_sheet
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from ..transformer_kaleido import KaleidoTransformer3DModel
-from .batches import StepBatches, TrainingStep, open_source, open_sources, step_generator
+from .batches import StepBatches, TrainingStep, open_sources, step_generator, validation_samples
 from .config import TrainConfig
 from .objective import rectified_flow_loss
 from .optimizer import make_optimizers
@@ -83,32 +82,37 @@ class Trainer:
         if config.tracker != "none":
             accelerator.init_trackers("kaleido")
         bar = tqdm(total=config.steps, initial=self.step, disable=not self.is_main, dynamic_ncols=True)
-        totals, waited, since = [], 0.0, time.monotonic()
-        batches = self._batches()
+        batches, watch, losses = self._batches(), _Stopwatch(), []
+        watch.restart()
         while self.step < config.steps:
-            asked = time.monotonic()
-            item = next(batches)
-            waited += time.monotonic() - asked
-            logs = (self.step + 1) % config.log_every == 0 or self.step + 1 == config.steps
+            with watch.waiting():
+                item = next(batches)
+            logs, saves, validates = (
+                (self.step + 1) % every == 0 or self.step + 1 == config.steps
+                for every in (config.log_every, config.save_every, config.validate_every)
+            )
             with self._activation_maxima(logs) as maxima:
                 loss, norm = self._train_step(item)
-            totals.append(loss)
+            losses.append(loss)
             self.step += 1
             bar.update()
+            stops = self._is_over(started)
+            if (logs or saves or stops) and not torch.stack([*losses, norm.detach()]).isfinite().all():
+                raise FloatingPointError(f"Training diverged before step {self.step}; what was saved before is whole.")
             if logs:
-                seconds = (time.monotonic() - since) / len(totals)
-                scores = {"loss": torch.stack(totals).mean().item(), "grad_norm": norm.item(), "seconds": seconds}
-                scores |= {"data_share": waited / (seconds * len(totals)), "rate": self._rate(self.step)}
+                scores = {"loss": torch.stack(losses).mean().item(), "grad_norm": norm.item()}
+                scores |= {**watch.per_step(len(losses)), "rate": self._rate(self.step)}
                 self._log(scores | {name: value.item() for name, value in maxima.items()})
                 bar.set_postfix(loss=f"{scores['loss']:.4f}")
-                totals, waited, since = [], 0.0, time.monotonic()
-            if self.step % config.validate_every == 0 or self.step == config.steps:
-                self._log(self.validate())
-                since = time.monotonic()
-            if self.step % config.save_every == 0 or self.step == config.steps:
-                self.save()
-                saved, since = self.step, time.monotonic()
-            if config.max_minutes is not None and time.monotonic() - started > 60 * config.max_minutes:
+                losses.clear()
+                watch.restart()
+            with watch.paused():
+                if saves:
+                    self.save()
+                    saved = self.step
+                if validates:
+                    self._log(self.validate())
+            if stops:
                 break
         if saved < self.step:
             self.save()
@@ -153,6 +157,13 @@ class Trainer:
         for hook in hooks:
             hook.remove()
 
+    def _is_over(self, started: float) -> bool:
+        """Whether the minutes are over, by the clock of the main process: all stop at the same step."""
+        if self.config.max_minutes is None:
+            return False
+        over = time.monotonic() - started > 60 * self.config.max_minutes
+        return bool(broadcast(torch.tensor(int(over), device=self.accelerator.device)))
+
     def _rate(self, step: int) -> float:
         """Factor of the learning rate: linear rise, plateau, linear fall."""
         config = self.config
@@ -186,18 +197,22 @@ class Trainer:
             "logit_mean": config.logit_mean,
             "logit_std": config.logit_std,
         }
-        scheduler = RectifiedFlowViewScheduler(**options)
-        if self.checkpoint is not None:
-            transformer = KaleidoTransformer3DModel.from_pretrained(self.checkpoint / "transformer")
-        elif config.init_from is not None:
-            transformer = KaleidoTransformer3DModel.from_pretrained(config.init_from, subfolder="transformer")
-            scheduler = RectifiedFlowViewScheduler.from_pretrained(config.init_from, subfolder="scheduler")
-            options["prediction_type"] = scheduler.config.prediction_type
-            scheduler = RectifiedFlowViewScheduler.from_config(scheduler.config, **options)
+        source = config.init_from if self.checkpoint is None else self.checkpoint
+        if source is not None:
+            transformer = KaleidoTransformer3DModel.from_pretrained(source, subfolder="transformer")
+            if transformer.config.in_channels != 3:
+                raise ValueError(
+                    f"{source} works on latents of {transformer.config.in_channels} channels, not on pixels."
+                )
+            stored = RectifiedFlowViewScheduler.from_pretrained(source, subfolder="scheduler").config
+            options["prediction_type"] = stored.prediction_type
+            scheduler = RectifiedFlowViewScheduler.from_config(stored, **options)
         else:
             overrides = {key: value for key, value in vars(config.model).items() if value is not None}
             preset = overrides.pop("preset")
-            transformer = KaleidoTransformer3DModel.from_preset(preset, sample_size=config.size, **overrides)
+            overrides = {"patch_size": 8, **overrides, "in_channels": 3, "sample_size": config.size}
+            transformer = KaleidoTransformer3DModel.from_preset(preset, **overrides)
+            scheduler = RectifiedFlowViewScheduler(**options)
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         return transformer.float().train(), scheduler
@@ -237,6 +252,7 @@ class Trainer:
             state = {
                 "step": self.step,
                 "ema_step": self.ema.optimization_step,
+                "config": _decisive(self.config),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             }
             (part / "state").mkdir()
@@ -250,6 +266,13 @@ class Trainer:
 
     def _load_state(self, checkpoint: Path) -> None:
         state = torch.load(checkpoint / "state" / "state.pt", map_location="cpu", weights_only=True)
+        changed = [key for key, value in _decisive(self.config).items() if state["config"].get(key) != value]
+        if changed:
+            was = ", ".join(f"{key}={state['config'].get(key)}" for key in changed)
+            raise ValueError(
+                f"{checkpoint} was trained with {was}. Resume it with these settings, or start another run with"
+                " --init-from."
+            )
         self.step = state["step"]
         self.ema.optimization_step = state["ema_step"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
@@ -259,26 +282,23 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Generates views of scenes of the validation split from three references; writes a picture."""
+        """Generates views of unseen scenes, from three references where there are as many; writes a picture."""
         if not self.is_main:
             return {}
         config = self.config
         if self._validation is None:
-            name = next((entry.partition("=")[0] for entry in config.data), "mixed")
-            source = open_source(name, config, "validation")
-            count = min(len(source), config.validation_scenes)
-            self._validation = [source[index].select(range(5)) for index in range(count)]
+            self._validation = validation_samples(config)
         pipe, given, made, truth = self.pipeline(), [], [], []
-        for number, sample in enumerate(self._validation):
+        for number, (sample, count) in enumerate(self._validation):
             views = sample.views.float() / 255
             cameras = {}
             if sample.times is not None:
-                cameras = {"frame_times": sample.times[:3], "target_times": sample.times[3:]}
+                cameras = {"frame_times": sample.times[:count], "target_times": sample.times[count:]}
             if sample.poses is not None:
                 pixels = sample.intrinsics * torch.tensor([config.size, config.size, 1.0])[:, None]
                 cameras |= {"poses": sample.poses, "intrinsics": pixels}
             generated = pipe(
-                views[:3],
+                views[:count],
                 **cameras,
                 height=config.size,
                 width=config.size,
@@ -287,9 +307,11 @@ class Trainer:
                 generator=torch.Generator().manual_seed(number),
                 output_type="pt",
             ).images
-            given.append(views[:3])
+            given.append(views[:count])
             made.append(generated)
-            truth.append(views[3:])
+            truth.append(views[count:])
+        if not made:
+            return {}
         made, truth = torch.cat(made), torch.cat(truth)
         rows = {"generated": made, "truth": truth, "difference": (made - truth).abs()}
         sheet = contact_sheet(torch.cat(given), rows, tile=96)
@@ -304,8 +326,39 @@ class Trainer:
             stream.write(json.dumps(line) + "\n")
         if self.config.tracker != "none":
             self.accelerator.log(scores, step=self.step)
-        if not all(math.isfinite(value) for value in scores.values()):
-            raise FloatingPointError(f"Training diverged at step {self.step}: {line}")
+
+
+class _Stopwatch:
+    """Seconds of training steps, pauses for other work taken out."""
+
+    def restart(self) -> None:
+        self._started, self._waited, self._paused = time.monotonic(), 0.0, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around waiting for data."""
+        started = time.monotonic()
+        yield
+        self._waited += time.monotonic() - started
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no part of a step."""
+        started = time.monotonic()
+        yield
+        self._paused += time.monotonic() - started
+
+    def per_step(self, steps: int) -> dict[str, float]:
+        """Seconds a step since the restart, and the share of them that went into waiting for data."""
+        seconds = time.monotonic() - self._started - self._paused
+        return {"seconds": seconds / steps, "data_share": self._waited / seconds}
+
+
+def _decisive(config: TrainConfig) -> dict[str, str]:
+    """The settings that decide what the steps do, which a resumed run must share."""
+    free = ("output", "max_minutes", "steps", "save_every", "keep", "log_every", "validate_every", "validation")
+    free += ("validation_scenes", "validation_steps", "workers", "tracker", "compile", "in_memory", "init_from")
+    return {key: str(value) for key, value in vars(config).items() if key not in free}
 
 
 def _single_thread(worker: int) -> None:

@@ -30,17 +30,16 @@ def make_optimizers(
         kind (`str`, defaults to `"muon"`):
             `"muon"`, or `"adamw"`: AdamW with `other_lr` for everything.
     """
-    if kind == "adamw":
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return [torch.optim.AdamW(parameters, lr=other_lr, betas=(0.9, 0.99), weight_decay=weight_decay)]
-    if not hasattr(torch.optim, "Muon"):
-        raise ImportError(f"Training needs torch.optim.Muon, which torch {torch.__version__} lacks: torch>=2.9.")
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim == 2 and "transformer_blocks" in name and name.endswith("weight")
             (matrices if is_matrix else others).append(parameter)
-    return [
-        torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay),
-        torch.optim.AdamW(others, lr=other_lr, betas=(0.9, 0.99), weight_decay=0.0),
-    ]
+    adamw = [{"params": others, "weight_decay": 0.0}]
+    if kind == "adamw":
+        adamw.append({"params": matrices, "weight_decay": weight_decay})
+        return [torch.optim.AdamW(adamw, lr=other_lr, betas=(0.9, 0.99))]
+    if not hasattr(torch.optim, "Muon"):
+        raise ImportError(f"Muon needs torch>=2.9, this is {torch.__version__}: update it, or take AdamW.")
+    muon = torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay)
+    return [muon, torch.optim.AdamW(adamw, lr=other_lr, betas=(0.9, 0.99))]
