@@ -55,6 +55,8 @@ class Info:
             f" {config.patch_size}, cameras by {config.camera_encoding}"
         )
         for key, value in json.loads((folder / "scores.json").read_text(encoding="utf-8")).items():
+            if isinstance(value, dict):
+                value = ", ".join(f"{name} {score}" for name, score in value.items())
             print(f"  {key}: {value}")
 
 
