@@ -7,7 +7,8 @@ from ._registration import register
 from ._version import __version__
 from .bundled import bundled_checkpoint, sample_capture
 from .cameras import Cameras
-from .data.scene import Scene, load_scene
+from .data.readers import load_scene
+from .data.scene import Scene
 from .pipeline_kaleido import KaleidoViewSynthesisPipeline, KaleidoViewSynthesisPipelineOutput
 from .reference_cache import KaleidoReferenceCache
 from .scheduling_rectified_flow_view import RectifiedFlowViewScheduler

@@ -11,7 +11,7 @@ import torch
 import tyro
 from tqdm.auto import tqdm
 
-from ..data.scene import load_scene
+from ..data.readers import load_scene
 from ..data.view_sampling import split_views
 from ..evaluation.metrics import LPIPS
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate, synthetic_cases

@@ -13,7 +13,8 @@ from ..bundled import sample_capture
 from ..cameras import Cameras, scene_frame, view_distances
 from ..data.export import write_video
 from ..data.images import as_image_tensor, fit_views, tensor_to_image
-from ..data.scene import Scene, load_scene
+from ..data.readers import load_scene
+from ..data.scene import Scene
 from ..data.view_sampling import choose_references, split_views
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet

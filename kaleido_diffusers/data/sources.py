@@ -14,7 +14,7 @@ import torch
 
 from ..cameras import Cameras
 from .images import CaptureError, as_image_tensor, fit_cameras, fit_views, tensor_to_image
-from .scene import load_scene
+from .readers import load_scene
 from .synthetic import SPLITS, make_worlds, render, sample_views
 from .view_sampling import split_views
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ..data.scene import CaptureError, load_scene
+from ..data.images import CaptureError
+from ..data.readers import load_scene
 from ..data.sources import CaptureSource, InMemory, SceneSample, SceneSource, ShardSource, SyntheticSource
 from ..data.view_sampling import choose_references, sample_view_subset, split_views
 from .config import TrainConfig
