@@ -342,7 +342,7 @@ class Cameras:
     def __repr__(self) -> str:
         return f"Cameras(shape={list(self.shape)}, dtype={self.world_from_camera.dtype}, device={self.device})"
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, _name, _value):
         raise AttributeError("`Cameras` is immutable; make new cameras instead.")
 
     def __reduce__(self):

@@ -361,7 +361,7 @@ def _decisive(config: TrainConfig) -> dict[str, str]:
     return {key: str(value) for key, value in vars(config).items() if key not in free}
 
 
-def _single_thread(worker: int) -> None:
+def _single_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
