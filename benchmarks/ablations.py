@@ -50,7 +50,7 @@ class Config:
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             Path("unused"),
-            model=ModelConfig(num_layers=4, num_attention_heads=4, num_key_value_heads=2, ffn_dim=640),
+            model=ModelConfig(num_layers=4, num_attention_heads=4, num_key_value_heads=2, ffn_dim=480),
             references=(1, 2, 3, 5),
             target_group_sizes=(1,),
             steps=500,

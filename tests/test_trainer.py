@@ -84,7 +84,6 @@ def test_a_run_stopped_between_steps_resumes_to_the_same_weights(tmp_path):
     assert (tmp_path / "whole" / "validation-0000012.png").is_file()
 
 
-@pytest.mark.slow
 def test_killed_five_times_it_ends_in_the_same_weights(tmp_path):
     """SIGKILL at random moments, also inside the writing of a checkpoint."""
     options = {"steps": 60, "save_every": 1, "keep": 3}
