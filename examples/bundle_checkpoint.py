@@ -24,6 +24,8 @@ class Config:
     """The scores.json of `kaleido evaluate`."""
     output: Path = Path("kaleido_diffusers/weights/kaleido-tiny")
     """Folder that ships."""
+    fitted_to: str | None = None
+    """What alone it can render, if it does not generalise; `kaleido render` warns with these words."""
 
 
 def main(config: Config) -> None:
@@ -32,6 +34,8 @@ def main(config: Config) -> None:
 
     evaluation = json.loads(config.evaluation.read_text(encoding="utf-8"))
     scores = {"scored on": f"{evaluation['settings']['data']}, {pipe.transformer.config.sample_size} px"}
+    if config.fitted_to is not None:
+        scores["fitted to"] = config.fitted_to
     for row in evaluation["summary"]:
         name = f"PSNR (dB) with {row['references']} references"
         scores.setdefault(name, {})[row["method"]] = round(row["psnr"], 2)

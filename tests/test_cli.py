@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 from conftest import make_pipeline
 
-from kaleido_diffusers import cli
+from kaleido_diffusers import cli, sample_capture
 from kaleido_diffusers.cli.info import working_attention_backends
 
 
@@ -63,6 +63,14 @@ def test_render_the_fox(fox, checkpoint, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "skipped 17 of 67 frames" in captured.err
     assert "fox: 50 photos" in captured.out and (tmp_path / "fox_sheet.png").is_file()
+
+
+def test_a_capture_that_the_bundled_checkpoint_does_not_know_is_met_with_a_warning(tmp_path, capsys):
+    arguments = f"render {sample_capture()} --targets 3 --references 2 --steps 1 --output {tmp_path}"
+    assert cli.main(arguments.split()) == 0
+    assert "fitted to the sample capture and renders no other scene" in capsys.readouterr().err
+    assert cli.main(arguments.replace(sample_capture(), "sample").split()) == 0
+    assert "fitted" not in capsys.readouterr().err
 
 
 def test_info_tells_versions_backends_and_scores(capsys):

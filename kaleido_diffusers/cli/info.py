@@ -1,7 +1,6 @@
 """`kaleido info`: what is installed, what runs here, what ships."""
 
 import importlib.metadata
-import json
 import logging
 import platform
 import warnings
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
-from ..bundled import bundled_checkpoint
+from ..bundled import bundled_checkpoint, bundled_scores
 from ..transformer_kaleido import KaleidoTransformer3DModel
 
 
@@ -54,7 +53,7 @@ class Info:
             f" {config.num_attention_heads * config.attention_head_dim}, {config.sample_size} px in patches of"
             f" {config.patch_size}, cameras by {config.camera_encoding}"
         )
-        for key, value in json.loads((folder / "scores.json").read_text(encoding="utf-8")).items():
+        for key, value in bundled_scores().items():
             if isinstance(value, dict):
                 value = ", ".join(f"{name} {score}" for name, score in value.items())
             print(f"  {key}: {value}")

@@ -1,5 +1,6 @@
 """`kaleido render`: new views of a capture."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 import tyro
 
 from .. import trajectories
-from ..bundled import sample_capture
+from ..bundled import bundled_scores, sample_capture
 from ..cameras import Cameras, scene_frame, view_distances
 from ..data.export import write_video
 from ..data.images import as_image_tensor, fit_views, tensor_to_image
@@ -81,6 +82,10 @@ class Render:
         if self.targets == "none" and self.trajectory == "none":
             raise ValueError("There is nothing to render: pass --targets or --trajectory.")
         folder = sample_capture() if self.capture == "sample" else self.capture
+        known = bundled_scores().get("fitted to")
+        if self.checkpoint == "bundled" and self.capture != "sample" and known is not None:
+            message = f"The bundled checkpoint is fitted to {known} and renders no other scene: pass --checkpoint."
+            warnings.warn(message, stacklevel=2)
         scene = load_scene(folder, missing=self.missing)
         targets = self._targets(scene)
         references = choose_references(
