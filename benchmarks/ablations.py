@@ -19,9 +19,9 @@ import tyro
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline
 from kaleido_diffusers.data.sources import InMemory, ShardSource
-from kaleido_diffusers.evaluation.metrics import psnr
+from kaleido_diffusers.evaluation.protocol import evaluate, sample_case
 from kaleido_diffusers.evaluation.report import markdown_table
-from kaleido_diffusers.training.batches import StepBatches, step_generator
+from kaleido_diffusers.training.batches import StepBatches
 from kaleido_diffusers.training.config import ModelConfig, TrainConfig
 from kaleido_diffusers.training.loop import Trainer
 from kaleido_diffusers.training.objective import rectified_flow_loss
@@ -95,7 +95,7 @@ def main(config: Config) -> None:
                 "parameters": pipe.transformer.num_parameters(),
                 "minutes": (time.monotonic() - started) / 60,
                 "loss": held_out_loss(pipe, held_out, config.train),
-                "psnr": held_out_psnr(pipe, held_out, config.scenes, config.train.size),
+                "psnr": held_out_psnr(pipe, held_out, config.scenes),
             }
             path.write_text(json.dumps(results, indent=1) + "\n")
             print(name, results[name], flush=True)
@@ -111,29 +111,18 @@ def held_out_loss(pipe: KaleidoViewSynthesisPipeline, source: InMemory, settings
     settings = replace(settings, seed=12345, reference_dropout=0.0, steps=24)
     losses = []
     for item in (StepBatches(settings, [source], [1.0])[step] for step in range(settings.steps)):
-        noise = [step_generator(settings.seed, item.step, 2 * row + 3) for row in item.rows]
-        batch = item.batch.to(pipe.device)
+        batch, noise = item.batch.to(pipe.device), item.noise(settings.seed)
         losses.append(rectified_flow_loss(pipe.transformer, pipe.scheduler, batch, item.partition, noise).item())
     return sum(losses) / len(losses)
 
 
-def held_out_psnr(pipe: KaleidoViewSynthesisPipeline, source: InMemory, scenes: int, size: int) -> float:
+def held_out_psnr(pipe: KaleidoViewSynthesisPipeline, source: InMemory, scenes: int) -> float:
     """Mean over unseen scenes, 2 targets each from 3 references, in dB."""
-    scores = []
-    for number in range(min(scenes, len(source))):
-        sample = source[number].select(range(5))
-        views = sample.views.float() / 255
-        made = pipe(
-            views[:3],
-            poses=sample.poses,
-            intrinsics=sample.intrinsics * torch.tensor([size, size, 1.0])[:, None],
-            num_inference_steps=10,
-            views_per_group=1,
-            generator=torch.Generator().manual_seed(number),
-            output_type="pt",
-        ).images
-        scores += psnr(made.cpu(), views[3:]).tolist()
-    return sum(scores) / len(scores)
+    cases = [
+        sample_case(str(number), source[number].select(range(5)), 2) for number in range(min(scenes, len(source)))
+    ]
+    result = evaluate(pipe, cases, (3,), baselines=False, num_inference_steps=10, views_per_group=1)
+    return result.summary()[0]["psnr"]
 
 
 def summary(results: dict, variants: tuple[str, ...], seeds: tuple[int, ...]) -> Iterator[dict[str, str]]:

@@ -15,13 +15,11 @@ import torch
 import tyro
 
 from kaleido_diffusers import (
-    Cameras,
     KaleidoTransformer3DModel,
     KaleidoViewSynthesisPipeline,
     RectifiedFlowViewScheduler,
     load_scene,
 )
-from kaleido_diffusers.data.images import as_image_tensor, fit_views
 from kaleido_diffusers.evaluation.metrics import psnr
 from kaleido_diffusers.training.objective import ViewBatch, draw_partition, rectified_flow_loss
 from kaleido_diffusers.training.optimizer import make_optimizers
@@ -59,8 +57,7 @@ def main(config: Config) -> None:
     scene = load_scene(config.capture, missing="skip")
     count = config.photos or len(scene)
     chosen = [round(i * (len(scene) - 1) / max(count - 1, 1)) for i in range(count)]
-    fitted = [fit_views(as_image_tensor(scene.images[i]), scene.cameras[i], config.size, config.size) for i in chosen]
-    photos, cameras = torch.stack([image for image, _ in fitted]), Cameras.stack([camera for _, camera in fitted])
+    photos, cameras = scene.fitted(chosen, config.size, config.size)
     poses, intrinsics = cameras.world_from_camera, cameras.normalized_intrinsics.float()
 
     # ------------------------------------------------------------------------------------------------ model

@@ -1,6 +1,7 @@
 """What the transformer remembers of the views that it has encoded."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 
@@ -107,20 +108,15 @@ class KaleidoReferenceCache:
         if len(set(counts)) != 1:
             raise ValueError(f"Caches of one batch must hold equally many views, got {counts}.")
         first = caches[0]
-        joined = first._empty(first.num_views)
+        joined = copy(first)
+        joined._buffers = {}
         joined.batch_size = sum(cache.batch_size for cache in caches)
         for index in first._buffers:
             joined._buffers[index] = torch.cat([cache._buffers[index][:, :, : counts[0]] for cache in caches], dim=1)
         return joined
 
     def _map(self, fn, num_views: int | None = None) -> "KaleidoReferenceCache":
-        mapped = self._empty(self.num_views if num_views is None else num_views)
+        mapped = copy(self)
+        mapped.num_views = self.num_views if num_views is None else num_views
         mapped._buffers = {index: fn(buffer[:, :, : self.num_views]) for index, buffer in self._buffers.items()}
         return mapped
-
-    def _empty(self, num_views: int) -> "KaleidoReferenceCache":
-        """A cache without buffers that says the same of itself."""
-        empty = KaleidoReferenceCache()
-        empty.num_views, empty.batch_size, empty.tokens_per_view = num_views, self.batch_size, self.tokens_per_view
-        empty.has_poses, empty.has_times = self.has_poses, self.has_times
-        return empty

@@ -78,9 +78,8 @@ def orbit(
     start = F.normalize(start - (start @ up) * up, dim=0)
     side = torch.linalg.cross(up, start)
     full_circle = abs(abs(degrees) - 360.0) < 1e-9
-    angles = torch.linspace(0, math.radians(degrees), num_views + full_circle, dtype=torch.float64).to(focus)[
-        :num_views
-    ]
+    like = {"dtype": focus.dtype, "device": focus.device}
+    angles = torch.linspace(0, math.radians(degrees), num_views + full_circle, **like)[:num_views]
     horizontal = torch.cos(angles)[:, None] * start + torch.sin(angles)[:, None] * side
     tilt = math.radians(elevation)
     centers = focus + radius * (math.cos(tilt) * horizontal + math.sin(tilt) * up)
@@ -108,7 +107,7 @@ def spiral(
     pose = cameras.world_from_camera[0]
     right, up, forward, center = pose[:3, 0], -pose[:3, 1], pose[:3, 2], pose[:3, 3]
     reach = amplitude * (focus - center).norm()
-    angles = torch.linspace(0, 2 * math.pi * turns, num_views, dtype=torch.float64).to(pose)[:, None]
+    angles = torch.linspace(0, 2 * math.pi * turns, num_views, dtype=pose.dtype, device=pose.device)[:, None]
     swing = torch.sin(angles) * right + (1 - torch.cos(angles)) * 0.5 * up + 0.5 * torch.sin(angles / 2) * forward
     return _like(cameras[0], look_at(center + reach * swing, focus, up))
 
@@ -128,7 +127,7 @@ def dolly_zoom(
     depth = (_focus(cameras, focus) - pose[:3, 3]) @ pose[:3, 2]
     if depth <= 0:
         raise ValueError("`dolly_zoom` needs a first camera that faces the point the cameras look at.")
-    zoom = torch.logspace(0, math.log2(factor), num_views, base=2, dtype=torch.float64).to(pose)
+    zoom = torch.logspace(0, math.log2(factor), num_views, base=2, dtype=pose.dtype, device=pose.device)
     poses = pose.repeat(num_views, 1, 1)
     poses[:, :3, 3] -= ((zoom - 1) * depth)[:, None] * pose[:3, 2]
     intrinsics = first.intrinsics.repeat(num_views, 1, 1)

@@ -16,6 +16,7 @@ from kaleido_diffusers.data.sources import (
     SceneSample,
     ShardSource,
     SyntheticSource,
+    scene_sample,
     write_shards,
 )
 from kaleido_diffusers.data.view_sampling import sample_view_subset
@@ -101,10 +102,10 @@ def test_shards_that_cannot_be_read(tmp_path):
 
 
 def test_a_capture_is_a_source_of_one_scene():
-    source = CaptureSource(sample_capture(), 24, keep=[0, 5])
-    sample = source[0]
-    assert len(source) == 1 and sample.views.shape == (2, 3, 24, 24) and sample.views.dtype == torch.uint8
+    source = CaptureSource(sample_capture(), 24)
     scene = load_scene(sample_capture())
+    sample = scene_sample(scene, 24, [0, 5])
+    assert len(source) == 1 and sample.views.shape == (2, 3, 24, 24) and sample.views.dtype == torch.uint8
     torch.testing.assert_close(sample.poses, scene.cameras.world_from_camera[[0, 5]])
     with pytest.raises(IndexError):
         source[1]

@@ -11,12 +11,13 @@ import tyro
 
 from .. import trajectories
 from ..bundled import bundled_scores, sample_capture
-from ..cameras import Cameras, scene_frame, view_distances
+from ..cameras import Cameras
 from ..data.export import write_video
-from ..data.images import as_image_tensor, fit_views, tensor_to_image
+from ..data.images import tensor_to_image
 from ..data.readers import load_scene
 from ..data.scene import Scene
 from ..data.view_sampling import choose_references, split_views
+from ..evaluation.baselines import nearest_reference
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
@@ -82,25 +83,22 @@ class Render:
         if self.targets == "none" and self.trajectory == "none":
             raise ValueError("There is nothing to render: pass --targets or --trajectory.")
         folder = sample_capture() if self.capture == "sample" else self.capture
-        known = bundled_scores().get("fitted to")
-        if self.checkpoint == "bundled" and self.capture != "sample" and known is not None:
-            message = f"The bundled checkpoint is fitted to {known} and renders no other scene: pass --checkpoint."
-            warnings.warn(message, stacklevel=2)
+        if self.checkpoint == "bundled" and self.capture != "sample" and "fitted to" in (known := bundled_scores()):
+            message = f"The bundled checkpoint is fitted to {known['fitted to']} and renders no other scene"
+            warnings.warn(f"{message}: pass --checkpoint.", stacklevel=2)
         scene = load_scene(folder, missing=self.missing)
         targets = self._targets(scene)
         references = choose_references(
             scene.cameras, self.references, [view for view in range(len(scene)) if view not in targets]
         )
         pipe = self._pipeline()
-        height = self.height or pipe.transformer.config.sample_size * pipe.vae_scale_factor
-        width = self.width or pipe.transformer.config.sample_size * pipe.vae_scale_factor
         print(f"{scene.name}: {len(scene)} photos; references {references}; targets {targets or 'none'}")
         self.output.mkdir(parents=True, exist_ok=True)
         written = []
         if targets:
-            written += self._render_photos(pipe, scene, references, targets, (height, width))
+            written += self._render_photos(pipe, scene, references, targets)
         if self.trajectory != "none":
-            written.append(self._render_path(pipe, scene, references, (height, width)))
+            written.append(self._render_path(pipe, scene, references))
         for path in written:
             print(f"wrote {path}")
 
@@ -130,14 +128,14 @@ class Render:
                 raise ValueError(f"--attention-backend {self.attention_backend!r}: {error}") from error
         return pipe
 
-    def _generate(self, pipe, scene: Scene, references: Sequence[int], cameras: Cameras, size) -> torch.Tensor:
+    def _generate(self, pipe, scene: Scene, references: Sequence[int], cameras: Cameras) -> torch.Tensor:
         """Views `[M, 3, H, W]` in [0, 1]."""
         return pipe(
             scene.images[references],
             scene.cameras[references],
             cameras,
-            height=size[0],
-            width=size[1],
+            height=self.height,
+            width=self.width,
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
             views_per_group=self.views_per_group,
@@ -147,16 +145,11 @@ class Render:
             output_type="pt",
         ).images
 
-    def _render_photos(self, pipe, scene: Scene, references, targets, size) -> list[Path]:
-        generated = self._generate(pipe, scene, references, scene.cameras[targets], size)
-
-        def photos(views: Sequence[int]) -> torch.Tensor:
-            return torch.stack([fit_views(as_image_tensor(scene.images[v]), None, *size)[0] for v in views])
-
-        truth, given = photos(targets), photos(references)
-        poses = scene.cameras[references + targets].world_from_camera
-        poses = scene_frame(poses, len(references)).normalize(poses)
-        nearest = given[view_distances(poses[len(references) :], poses[: len(references)]).argmin(-1)]
+    def _render_photos(self, pipe, scene: Scene, references, targets) -> list[Path]:
+        generated = self._generate(pipe, scene, references, scene.cameras[targets])
+        truth, target_cameras = scene.fitted(targets, *generated.shape[-2:])
+        given, cameras = scene.fitted(references, *generated.shape[-2:])
+        nearest = nearest_reference(given, cameras, target_cameras)
         scores, baseline = psnr(generated, truth), psnr(nearest, truth)
         print(f"{'target':>8}  {'generated':>9}  {'nearest reference':>17}   (PSNR, dB)")
         for target, score, base in zip(targets, scores, baseline):
@@ -179,10 +172,10 @@ class Render:
             tensor_to_image(view).save(path)
         return [sheet, *views]
 
-    def _render_path(self, pipe, scene: Scene, references, size) -> Path:
+    def _render_path(self, pipe, scene: Scene, references) -> Path:
         cameras = scene.cameras[references] if self.trajectory == "keyframes" else scene.cameras
         cameras = PATHS[self.trajectory](cameras, num_views=self.views)
-        frames = [tensor_to_image(view) for view in self._generate(pipe, scene, references, cameras, size)]
+        frames = [tensor_to_image(view) for view in self._generate(pipe, scene, references, cameras)]
         path = self.output / f"{scene.name}_{self.trajectory}.mp4"
         try:
             return write_video(path, frames, self.fps)

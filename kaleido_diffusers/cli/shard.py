@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..data.meshes import MeshSource, is_mesh_folder
-from ..data.sources import CaptureSource, SceneSource, SyntheticSource, write_shards
+from ..data.sources import SYNTHETIC_KINDS, CaptureSource, SceneSource, SyntheticSource, write_shards
 
 
 __all__ = ["Shard"]
@@ -49,9 +49,7 @@ class Shard:
         if source is not None:
             samples = (source[index] for index in tqdm(range(self.first, self.first + self.scenes), desc="worlds"))
         else:
-            samples = (
-                CaptureSource(path, self.size, None, self.split)[0] for path in tqdm(self.data, desc="captures")
-            )
+            samples = (CaptureSource(path, self.size, self.split)[0] for path in tqdm(self.data, desc="captures"))
         for path in write_shards(self.output, samples, self.scenes_per_shard, first=self.first):
             print(f"wrote {path}")
 
@@ -62,13 +60,10 @@ class Shard:
         name, last = self.data[0], self.first + self.scenes
         if is_mesh_folder(name):
             return MeshSource(name, self.textures, self.split, last, self.views, self.size, self.spread, self.samples)
-        kinds = {"object": "views", "scene": "views", "mixed": "views", "video": "video", "moving": "moving"}
-        if name not in kinds:
+        if name not in SYNTHETIC_KINDS:
             return None
-        level = name if kinds[name] == "views" else "mixed"
         return SyntheticSource(
-            level,
-            kinds[name],
+            *SYNTHETIC_KINDS[name],
             self.split,
             last,
             self.views,

@@ -13,6 +13,7 @@ from ..cameras import Cameras
 from .images import (
     CaptureError,
     as_image_tensor,
+    fit_views,
     load_image,
     open_image,
     rotate_views,
@@ -134,6 +135,11 @@ class Scene:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fitted(self, indices: Sequence[int], height: int, width: int) -> tuple[torch.Tensor, Cameras]:
+        """Some of the photos, cropped and resized: `[V, 3, height, width]` in [0, 1], and their cameras `[V]`."""
+        views = [fit_views(as_image_tensor(self.images[i]), self.cameras[i], height, width) for i in indices]
+        return torch.stack([image for image, _ in views]), Cameras.stack([camera for _, camera in views])
 
     def select(self, indices: Sequence[int]) -> "Scene":
         """The scene with some of its views, in the order of `indices`."""

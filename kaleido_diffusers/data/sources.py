@@ -15,20 +15,31 @@ import torch
 from ..cameras import Cameras
 from .images import CaptureError, as_image_tensor, fit_cameras, fit_views, tensor_to_image
 from .readers import load_scene
+from .scene import Scene
 from .synthetic import SPLITS, make_worlds, render, sample_views
 from .view_sampling import split_views
 
 
 __all__ = [
+    "SYNTHETIC_KINDS",
     "CaptureSource",
     "InMemory",
     "SceneSample",
     "SceneSource",
     "ShardSource",
     "SyntheticSource",
+    "scene_sample",
     "write_shards",
 ]
 
+# What users call the synthetic worlds: level and kind of [`SyntheticSource`].
+SYNTHETIC_KINDS = {
+    "object": ("object", "views"),
+    "scene": ("scene", "views"),
+    "mixed": ("mixed", "views"),
+    "video": ("mixed", "video"),
+    "moving": ("mixed", "moving"),
+}
 
 _ARRAYS = ("poses", "intrinsics", "times")
 
@@ -53,10 +64,30 @@ class SceneSample:
     def __len__(self) -> int:
         return len(self.views)
 
+    @property
+    def cameras(self) -> Cameras | None:
+        """Cameras of the views, if they have any."""
+        if self.poses is None:
+            return None
+        height, width = self.views.shape[-2:]
+        scale = torch.tensor([width, height, 1.0], dtype=torch.float64)[:, None]
+        return Cameras(self.poses, self.intrinsics.double() * scale, [height, width])
+
     def select(self, views: Sequence[int]) -> "SceneSample":
         """Some of the views, in the order given."""
         views = list(views)
         return SceneSample(*(None if x is None else x[views] for x in vars(self).values()))
+
+
+def scene_sample(scene: Scene, size: int, views: Sequence[int]) -> SceneSample:
+    """Some of the views of a capture, cropped and resized to `size` x `size` pixels."""
+    images, cameras = scene.fitted(views, size, size)
+    return SceneSample(
+        (images * 255).round().to(torch.uint8),
+        cameras.world_from_camera,
+        cameras.normalized_intrinsics.float(),
+        None if scene.times is None else scene.times[list(views)],
+    )
 
 
 class SceneSource(Protocol):
@@ -133,21 +164,12 @@ class CaptureSource:
     Args:
         path (`str` or `Path`): folder of the capture.
         size (`int`): height and width to crop and resize to.
-        keep (`Sequence[int]`, *optional*): the views to use; those of the split when not given.
         split (`str`): which views, see [`split_views`]; `"train"` keeps the test views out.
     """
 
-    def __init__(self, path: str | os.PathLike, size: int, keep: Sequence[int] | None = None, split: str = "train"):
+    def __init__(self, path: str | os.PathLike, size: int, split: str = "train"):
         scene = load_scene(path, missing="skip")
-        keep = split_views(len(scene), scene.splits, split) if keep is None else keep
-        fitted = [fit_views(as_image_tensor(scene.images[i]), scene.cameras[i], size, size) for i in keep]
-        cameras = Cameras.stack([camera for _, camera in fitted])
-        self.sample = SceneSample(
-            (torch.stack([image for image, _ in fitted]) * 255).round().to(torch.uint8),
-            cameras.world_from_camera,
-            cameras.normalized_intrinsics.float(),
-            None if scene.times is None else scene.times[list(keep)],
-        )
+        self.sample = scene_sample(scene, size, split_views(len(scene), scene.splits, split))
 
     def __len__(self) -> int:
         return 1
@@ -223,7 +245,7 @@ class InMemory:
 
     Args:
         source (`SceneSource`): what to read.
-        progress (`Iterable`, *optional*): wraps the indices, to show progress.
+        progress (`Callable`, *optional*): wraps the indices, to show progress.
     """
 
     def __init__(self, source: SceneSource, progress=None):

@@ -7,7 +7,7 @@ from ..cameras import Cameras, scene_frame, view_distances
 from ..trajectories import focus_point
 
 
-__all__ = ["nearest_reference", "plane_sweep"]
+__all__ = ["nearest_reference", "plane_sweep", "reference_distances"]
 
 
 def nearest_reference(images: torch.Tensor, cameras: Cameras, targets: Cameras) -> torch.Tensor:
@@ -18,7 +18,7 @@ def nearest_reference(images: torch.Tensor, cameras: Cameras, targets: Cameras) 
         cameras (`Cameras` of shape `[N]`): their cameras.
         targets (`Cameras` of shape `[M]`): where to.
     """
-    return images[_distances(cameras, targets).argmin(-1)]
+    return images[reference_distances(cameras, targets).argmin(-1)]
 
 
 def plane_sweep(
@@ -41,8 +41,9 @@ def plane_sweep(
     Returns:
         `torch.Tensor` of shape `[M, 3, H, W]`.
     """
-    fallback = nearest_reference(images, cameras, targets)
-    weights = torch.softmax(-4 * _distances(cameras, targets), dim=-1).float()
+    distances = reference_distances(cameras, targets)
+    fallback = images[distances.argmin(-1)]
+    weights = torch.softmax(-4 * distances, dim=-1).float()
     swept = [
         _sweep(images, cameras, target, weight, fill, num_planes, window)
         for target, weight, fill in zip(targets, weights, fallback)
@@ -50,7 +51,13 @@ def plane_sweep(
     return torch.stack(swept)
 
 
-def _distances(cameras: Cameras, targets: Cameras) -> torch.Tensor:
+def reference_distances(cameras: Cameras, targets: Cameras) -> torch.Tensor:
+    """How far targets are from references, `[M, N]`, in the unit of the scene (see [`view_distances`]).
+
+    Args:
+        cameras (`Cameras` of shape `[N]`): of the references.
+        targets (`Cameras` of shape `[M]`): where to.
+    """
     poses = torch.cat([cameras.world_from_camera, targets.world_from_camera])
     poses = scene_frame(poses, len(cameras)).normalize(poses)
     return view_distances(poses[len(cameras) :], poses[: len(cameras)])

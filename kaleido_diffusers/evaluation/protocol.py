@@ -6,16 +6,15 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from ..cameras import Cameras, scene_frame, view_distances
-from ..data.images import as_image_tensor, fit_views
 from ..data.scene import Scene
-from ..data.sources import SyntheticSource
+from ..data.sources import SceneSample, SyntheticSource
 from ..data.view_sampling import reference_order
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
-from .baselines import nearest_reference, plane_sweep
+from .baselines import nearest_reference, plane_sweep, reference_distances
 from .metrics import LPIPS, consistency, gradient_energy, psnr, ssim
 
 
-__all__ = ["EvaluationCase", "EvaluationResult", "Score", "capture_case", "evaluate", "synthetic_cases"]
+__all__ = ["EvaluationCase", "EvaluationResult", "Score", "capture_case", "evaluate", "sample_case", "synthetic_cases"]
 
 
 @dataclass
@@ -116,10 +115,12 @@ def synthetic_cases(
         gaps[0] = torch.inf
         targets = [0, int(gaps.argmin())]
         order = [view for view in range(len(sample)) if view not in targets][:max_references] + targets
-        sample = sample.select(order)
-        intrinsics = sample.intrinsics.double() * torch.tensor([size, size, 1.0], dtype=torch.float64)[:, None]
-        cameras = Cameras(sample.poses, intrinsics, [size, size])
-        yield EvaluationCase(f"{split}-{index:04d}", sample.views.float() / 255, cameras, 2)
+        yield sample_case(f"{split}-{index:04d}", sample.select(order), 2)
+
+
+def sample_case(name: str, sample: SceneSample, num_targets: int) -> EvaluationCase:
+    """Views of a source, the last `num_targets` of them to be made from the others."""
+    return EvaluationCase(name, sample.views.float() / 255, sample.cameras, num_targets)
 
 
 def capture_case(
@@ -128,8 +129,7 @@ def capture_case(
     """A capture: `targets` are kept back, references are spread over the rest."""
     rest = [view for view in range(len(scene)) if view not in targets]
     order = reference_order(scene.cameras, min(max_references, len(rest)), rest) + list(targets)
-    fitted = [fit_views(as_image_tensor(scene.images[i]), scene.cameras[i], height, width) for i in order]
-    images, cameras = torch.stack([image for image, _ in fitted]), Cameras.stack([camera for _, camera in fitted])
+    images, cameras = scene.fitted(order, height, width)
     return EvaluationCase(scene.name, images, cameras, len(targets))
 
 
@@ -165,10 +165,12 @@ def evaluate(
     for number, case in enumerate(cases):
         total = len(case.images) - case.num_targets
         truth, targets = case.images[total:], case.cameras[total:]
+        of_truth = {"true_gradient": gradient_energy(truth), "true_consistency": _consistency(truth)}
         for count in num_references:
             if count > total:
                 continue
             images, cameras = case.images[:count], case.cameras[:count]
+            known = {**of_truth, "distance": reference_distances(cameras, targets).amin(-1)}
             made = {}
             if pipe is not None:
                 generator = torch.Generator().manual_seed(number)
@@ -179,33 +181,31 @@ def evaluate(
                 made["flat"] = images.mean((0, 2, 3)).view(1, 3, 1, 1).expand_as(truth)
                 made["plane sweep"] = plane_sweep(images, cameras, targets)
             for method, views in made.items():
-                result.scores += _scores(method, case, count, views, truth, lpips)
+                result.scores += _scores(method, case.name, count, views, truth, lpips, known)
             if count == 3 and number < num_pictures:
                 result.pictures.append({"references": images, **made, "truth": truth})
     return result
 
 
-def _scores(method: str, case: EvaluationCase, count: int, views, truth, lpips: LPIPS | None) -> list[Score]:
-    total = len(case.images) - case.num_targets
-    poses = case.cameras.world_from_camera
-    poses = torch.cat([poses[:count], poses[total:]])
-    poses = scene_frame(poses, count).normalize(poses)
-    distances = view_distances(poses[count:], poses[:count]).amin(-1)
-    nan = torch.full((case.num_targets,), torch.nan)
-    together, truly = nan.clone(), nan.clone()
-    if case.num_targets > 1 and min(views.shape[-2:]) >= 32:
-        together[1:], truly[1:] = consistency(views[1:], views[:-1]), consistency(truth[1:], truth[:-1])
+def _scores(method: str, scene: str, count: int, views, truth, lpips: LPIPS | None, known) -> list[Score]:
+    """Scores of one method; `known` are the columns that all methods share."""
     columns = {
-        "distance": distances,
         "psnr": psnr(views, truth),
         "ssim": ssim(views, truth),
-        "lpips": nan if lpips is None else lpips(views, truth),
+        "lpips": torch.full((len(views),), torch.nan) if lpips is None else lpips(views, truth),
         "gradient": gradient_energy(views),
-        "true_gradient": gradient_energy(truth),
-        "consistency": together,
-        "true_consistency": truly,
+        "consistency": _consistency(views),
+        **known,
     }
     return [
-        Score(method, case.name, index, count, **{name: float(column[index]) for name, column in columns.items()})
-        for index in range(case.num_targets)
+        Score(method, scene, index, count, **{name: float(column[index]) for name, column in columns.items()})
+        for index in range(len(views))
     ]
+
+
+def _consistency(views: torch.Tensor) -> torch.Tensor:
+    """Of each view `[M]` with the one before it; `NaN` for the first, and for views too small to tell."""
+    scores = torch.full((len(views),), torch.nan)
+    if len(views) > 1 and min(views.shape[-2:]) >= 32:
+        scores[1:] = consistency(views[1:], views[:-1])
+    return scores

@@ -8,7 +8,16 @@ import torch
 
 from ..data.images import CaptureError
 from ..data.readers import load_scene
-from ..data.sources import CaptureSource, InMemory, SceneSample, SceneSource, ShardSource, SyntheticSource
+from ..data.sources import (
+    SYNTHETIC_KINDS,
+    CaptureSource,
+    InMemory,
+    SceneSample,
+    SceneSource,
+    ShardSource,
+    SyntheticSource,
+    scene_sample,
+)
 from ..data.view_sampling import choose_references, sample_view_subset, split_views
 from .config import TrainConfig
 from .objective import ViewBatch, ViewPartition, draw_partition
@@ -23,9 +32,6 @@ __all__ = [
     "validation_samples",
 ]
 
-_SYNTHETIC = {"object": ("object", "views"), "scene": ("scene", "views"), "mixed": ("mixed", "views")}
-_SYNTHETIC |= {"video": ("mixed", "video"), "moving": ("mixed", "moving")}
-
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     """Randomness of one step; `stream` sets draws of one step apart (rows of the batch, say)."""
@@ -34,11 +40,9 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
 
 def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSource:
     """A source by its name in `TrainConfig.data` (without weight)."""
-    if name in _SYNTHETIC:
-        level, kind = _SYNTHETIC[name]
+    if name in SYNTHETIC_KINDS:
         return SyntheticSource(
-            level,
-            kind,
+            *SYNTHETIC_KINDS[name],
             split,
             config.scenes if split == "train" else config.validation_scenes,
             config.scene_views,
@@ -48,11 +52,15 @@ def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSo
             config.render_samples,
         )
     path = Path(name)
-    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+    if _is_shards(path):
         return ShardSource(path, config.size)
     if path.exists():
-        return CaptureSource(path, config.size, split=split)
-    raise CaptureError(f"{name!r} is neither a kind of synthetic world ({', '.join(_SYNTHETIC)}) nor a path.")
+        return CaptureSource(path, config.size, split)
+    raise CaptureError(f"{name!r} is neither a kind of synthetic world ({', '.join(SYNTHETIC_KINDS)}) nor a path.")
+
+
+def _is_shards(path: Path) -> bool:
+    return path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar")))
 
 
 def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
@@ -60,15 +68,15 @@ def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
     to be generated. Of a capture, the targets alone are unseen. Empty when training sees shards and no `validation` is
     named."""
     name = config.validation or config.data[0].partition("=")[0]
-    source = open_source(name, config, "validation")
-    if isinstance(source, ShardSource) and config.validation is None:
+    if _is_shards(Path(name)) and config.validation is None:
         return []
-    if isinstance(source, CaptureSource):
+    if name not in SYNTHETIC_KINDS and Path(name).exists() and not _is_shards(Path(name)):
         scene = load_scene(name, missing="skip")
         targets = split_views(len(scene), scene.splits, "validation")[:2]
         rest = split_views(len(scene), scene.splits, "train")
         references = choose_references(scene.cameras, min(3, len(rest)), rest)
-        return [(CaptureSource(name, config.size, references + targets)[0], len(references))]
+        return [(scene_sample(scene, config.size, references + targets), len(references))]
+    source = open_source(name, config, "validation")
     samples = [source[index] for index in range(min(len(source), config.validation_scenes))]
     return [(sample.select(range(min(5, len(sample)))), min(3, len(sample) - 1)) for sample in samples]
 
@@ -99,6 +107,10 @@ class TrainingStep:
     batch: ViewBatch  # rows of this process
     partition: ViewPartition
     rows: list[int]  # their numbers in the whole batch
+
+    def noise(self, seed: int) -> list[torch.Generator]:
+        """Where the noise of each row comes from."""
+        return [step_generator(seed, self.step, 2 * row + 3) for row in self.rows]
 
 
 class StepBatches(torch.utils.data.Dataset):

@@ -19,7 +19,7 @@ from ..evaluation.report import contact_sheet
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from ..transformer_kaleido import KaleidoTransformer3DModel
-from .batches import StepBatches, TrainingStep, open_sources, step_generator, validation_samples
+from .batches import StepBatches, TrainingStep, open_sources, validation_samples
 from .config import TrainConfig
 from .objective import rectified_flow_loss
 from .optimizer import make_optimizers
@@ -85,7 +85,7 @@ class Trainer:
         batches, watch, losses = self._batches(), _Stopwatch(), []
         watch.restart()
         while self.step < config.steps:
-            with watch.waiting():
+            with watch.aside("waiting"):
                 item = next(batches)
             logs, saves, validates = (
                 (self.step + 1) % every == 0 or self.step + 1 == config.steps
@@ -106,7 +106,7 @@ class Trainer:
                 bar.set_postfix(loss=f"{scores['loss']:.4f}")
                 losses.clear()
                 watch.restart()
-            with watch.paused():
+            with watch.aside("pauses"):
                 if saves:
                     self.save()
                     saved = self.step
@@ -129,10 +129,9 @@ class Trainer:
         for optimizer, rates in zip(self.optimizers, self._base_rates):
             for group, base in zip(optimizer.param_groups, rates):
                 group["lr"] = base * rate
-        noise = [step_generator(config.seed, item.step, 2 * row + 3) for row in item.rows]
         batch = item.batch.to(accelerator.device)
         with accelerator.autocast():
-            loss = rectified_flow_loss(self.model, self.scheduler, batch, item.partition, noise)
+            loss = rectified_flow_loss(self.model, self.scheduler, batch, item.partition, item.noise(config.seed))
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
         for optimizer in self.optimizers:
@@ -291,15 +290,13 @@ class Trainer:
         pipe, given, made, truth = self.pipeline(), [], [], []
         for number, (sample, count) in enumerate(self._validation):
             views = sample.views.float() / 255
-            cameras = {}
+            times = {}
             if sample.times is not None:
-                cameras = {"frame_times": sample.times[:count], "target_times": sample.times[count:]}
-            if sample.poses is not None:
-                pixels = sample.intrinsics * torch.tensor([config.size, config.size, 1.0])[:, None]
-                cameras |= {"poses": sample.poses, "intrinsics": pixels}
+                times = {"frame_times": sample.times[:count], "target_times": sample.times[count:]}
             generated = pipe(
                 views[:count],
-                **cameras,
+                sample.cameras,
+                **times,
                 height=config.size,
                 width=config.size,
                 num_inference_steps=config.validation_steps,
@@ -332,26 +329,19 @@ class _Stopwatch:
     """Seconds of training steps, pauses for other work taken out."""
 
     def restart(self) -> None:
-        self._started, self._waited, self._paused = time.monotonic(), 0.0, 0.0
+        self._started, self._aside = time.monotonic(), {"waiting": 0.0, "pauses": 0.0}
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around waiting for data."""
+    def aside(self, what: str) -> Iterator[None]:
+        """Around `"waiting"` for data, or around `"pauses"`, which are no part of a step."""
         started = time.monotonic()
         yield
-        self._waited += time.monotonic() - started
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Around what is no part of a step."""
-        started = time.monotonic()
-        yield
-        self._paused += time.monotonic() - started
+        self._aside[what] += time.monotonic() - started
 
     def per_step(self, steps: int) -> dict[str, float]:
         """Seconds a step since the restart, and the share of them that went into waiting for data."""
-        seconds = time.monotonic() - self._started - self._paused
-        return {"seconds": seconds / steps, "data_share": self._waited / seconds}
+        seconds = time.monotonic() - self._started - self._aside["pauses"]
+        return {"seconds": seconds / steps, "data_share": self._aside["waiting"] / seconds}
 
 
 def _decisive(config: TrainConfig) -> dict[str, str]:
