@@ -18,7 +18,8 @@ import torch
 import tyro
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline
-from kaleido_diffusers.data.sources import InMemory, ShardSource
+from kaleido_diffusers.data.samples import InMemory
+from kaleido_diffusers.data.shards import ShardSource
 from kaleido_diffusers.evaluation.protocol import evaluate, sample_case
 from kaleido_diffusers.evaluation.report import markdown_table
 from kaleido_diffusers.training.batches import StepBatches

@@ -9,6 +9,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from kaleido_diffusers import (  # noqa: E402
+    Cameras,
     KaleidoTransformer3DModel,
     KaleidoViewSynthesisPipeline,
     RectifiedFlowViewScheduler,
@@ -104,3 +105,21 @@ def shared(path: str) -> Path:
     if not (SHARED / path).exists():
         pytest.skip(f"shared data {path} is absent")
     return SHARED / path
+
+
+def blobs(cameras: Cameras, points: torch.Tensor, radius: float = 3.0) -> torch.Tensor:
+    """Images `[V, 3, H, W]` of soft white dots at world points `[P, 3]`, drawn where the cameras project them."""
+    height, width = cameras.image_sizes[0].tolist()
+    pixels, _ = cameras.project(points.expand(len(cameras), -1, 3))
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    grid = torch.stack([x, y], dim=-1)
+    square = (grid[None, :, :, None] - pixels[:, None, None]).square().sum(-1)
+    return torch.exp(-square / (2 * radius**2)).amax(-1)[:, None].expand(-1, 3, -1, -1).float()
+
+
+def found(image: torch.Tensor, near: torch.Tensor, reach: float) -> torch.Tensor:
+    """Centre of light around a pixel."""
+    height, width = image.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    weight = image[0] * ((x - near[0]).square() + (y - near[1]).square() < reach**2)
+    return torch.stack([(weight * x).sum(), (weight * y).sum()]) / weight.sum()

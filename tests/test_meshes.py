@@ -13,7 +13,7 @@ from kaleido_diffusers.cameras import look_at
 from kaleido_diffusers.cli import main
 from kaleido_diffusers.data.images import CaptureError
 from kaleido_diffusers.data.meshes import MeshSource, _mip_map, _part, _RayScene, _sample, is_mesh_folder
-from kaleido_diffusers.data.sources import ShardSource
+from kaleido_diffusers.data.shards import ShardSource
 
 
 trimesh = pytest.importorskip("trimesh")

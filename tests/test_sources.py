@@ -8,17 +8,11 @@ import pytest
 import torch
 from conftest import shared
 
-from kaleido_diffusers import load_scene, sample_capture
+from kaleido_diffusers import Cameras, load_scene, sample_capture
+from kaleido_diffusers.data.samples import InMemory, SceneSample, scene_sample
 from kaleido_diffusers.data.scene import CaptureError
-from kaleido_diffusers.data.sources import (
-    CaptureSource,
-    InMemory,
-    SceneSample,
-    ShardSource,
-    SyntheticSource,
-    scene_sample,
-    write_shards,
-)
+from kaleido_diffusers.data.shards import ShardSource, write_shards
+from kaleido_diffusers.data.sources import CaptureSource, SyntheticSource
 from kaleido_diffusers.data.view_sampling import sample_view_subset
 from kaleido_diffusers.training.batches import StepBatches, open_source, open_sources
 from kaleido_diffusers.training.config import TrainConfig
@@ -133,9 +127,10 @@ def test_view_subsets():
     generator = torch.Generator().manual_seed(0)
     poses = torch.eye(4, dtype=torch.float64).repeat(10, 1, 1)
     poses[:, 0, 3] = torch.arange(10)
+    cameras = Cameras.from_fov(poses, 60.0, [8, 8])
 
     def draw(mix):
-        return sample_view_subset(10, poses, None, 4, generator, mix)
+        return sample_view_subset(10, cameras, None, 4, generator, mix)
 
     for _ in range(20):
         near, far, any_views = draw((1, 0, 0)), draw((0, 1, 0)), draw((0, 0, 1))

@@ -17,7 +17,8 @@ from conftest import make_pipeline
 from safetensors.torch import load_file
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler, sample_capture
-from kaleido_diffusers.data.sources import SyntheticSource, write_shards
+from kaleido_diffusers.data.shards import write_shards
+from kaleido_diffusers.data.sources import SyntheticSource
 from kaleido_diffusers.training.batches import open_source, validation_samples
 from kaleido_diffusers.training.config import ModelConfig, TrainConfig
 from kaleido_diffusers.training.loop import Trainer, latest_checkpoint

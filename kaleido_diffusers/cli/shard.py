@@ -6,7 +6,9 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..data.meshes import MeshSource, is_mesh_folder
-from ..data.sources import SYNTHETIC_KINDS, CaptureSource, SceneSource, SyntheticSource, write_shards
+from ..data.samples import SceneSource
+from ..data.shards import write_shards
+from ..data.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource
 
 
 __all__ = ["Shard"]

@@ -22,12 +22,11 @@ __all__ = [
     "fit_cameras",
     "fit_views",
     "load_image",
+    "load_mask",
     "open_image",
     "rotate_views",
     "tensor_to_image",
     "to_rgb",
-    "undistort",
-    "undistorted_camera",
     "upright_turns",
 ]
 
@@ -58,6 +57,17 @@ def load_image(
         raise CaptureError(f"{path}: the image is damaged or cut short ({error}).") from error
 
 
+def load_mask(path: str | os.PathLike, like: str | os.PathLike | None = None) -> PIL.Image.Image:
+    """
+    Opens a mask as 8-bit grey. Masks carry no EXIF rotation: that of the photo `like` is applied, if one is named.
+
+    Raises [`CaptureError`] as [`load_image`] does.
+    """
+    mask = load_image(path, exif=False).convert("L")
+    turns = 0 if like is None else upright_turns(open_image(like))
+    return mask.rotate(90 * turns, expand=True) if turns else mask
+
+
 def open_image(path: str | os.PathLike) -> PIL.Image.Image:
     """Reads the header of an image, not its pixels; raises [`CaptureError`] as [`load_image`] does."""
     try:
@@ -80,6 +90,8 @@ def open_image(path: str | os.PathLike) -> PIL.Image.Image:
 def upright_turns(image: PIL.Image.Image) -> int:
     """Quarter turns, counter-clockwise, that the EXIF orientation asks for. Raises [`CaptureError`] for a mirrored
     photo: no camera sees that."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 0  # getexif() would decode the whole image, to look behind the pixels
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     if orientation in (2, 4, 5, 7):
         raise CaptureError(f"{image.filename}: the EXIF orientation {orientation} mirrors the photo.")
@@ -211,77 +223,3 @@ def rotate_views(
 ) -> tuple[torch.Tensor, Cameras | None]:
     """Turns images counter-clockwise by quarter turns, and rolls the cameras along."""
     return torch.rot90(images, quarter_turns, (-2, -1)), cameras and cameras.rolled(quarter_turns)
-
-
-def undistort(
-    image: torch.Tensor,  # [C, H, W]
-    camera: Cameras,  # a single camera
-    distortion: dict[str, float],
-) -> tuple[torch.Tensor, Cameras]:
-    """
-    Takes out the radial (`k1`, `k2`, `k3`) and tangential (`p1`, `p2`) lens distortion of OpenCV's model.
-
-    The focal lengths grow just so much that no pixel of the result lies outside the photo; the size and the principal
-    point stay. Bilinear.
-    """
-    undistorted = undistorted_camera(camera, distortion)
-    height, width = image.shape[-2:]
-    options = dict(dtype=torch.float64)
-    y, x = torch.meshgrid(torch.arange(height, **options) + 0.5, torch.arange(width, **options) + 0.5, indexing="ij")
-    pixels = _distorted_pixels(torch.stack([x, y], dim=-1), undistorted.intrinsics, camera.intrinsics, distortion)
-    grid = 2 * pixels / torch.tensor([width, height]) - 1
-    options = dict(mode="bilinear", padding_mode="border", align_corners=False)
-    return F.grid_sample(image[None], grid[None].to(image.dtype), **options)[0], undistorted
-
-
-def undistorted_camera(camera: Cameras, distortion: dict[str, float]) -> Cameras:
-    """The camera of the photo once its lens distortion is taken out, see [`undistort`]."""
-    height, width = camera.image_sizes.tolist()
-    x, y = torch.linspace(0, width, 65).double(), torch.linspace(0, height, 65).double()
-    border = torch.cat(
-        [torch.stack([x, torch.full_like(x, edge)], dim=-1) for edge in (0, height)]
-        + [torch.stack([torch.full_like(y, edge), y], dim=-1) for edge in (0, width)]
-    )
-    size = torch.tensor([width, height], dtype=torch.float64)
-
-    def zoomed(zoom: float) -> torch.Tensor:
-        intrinsics = camera.intrinsics.clone()
-        intrinsics[:2, :2] *= zoom
-        return intrinsics
-
-    def inside(zoom: float) -> bool:
-        pixels = _distorted_pixels(border, zoomed(zoom), camera.intrinsics, distortion)
-        return bool(((pixels >= 0) & (pixels <= size)).all())
-
-    reach = torch.linalg.vector_norm((border - camera.intrinsics[:2, 2]) / camera.intrinsics.diagonal()[:2], dim=-1)
-    radii = torch.linspace(0, float(reach.max()), 257, dtype=torch.float64)
-    if not inside(4.0) or (_radial(radii**2, distortion) * radii).diff().min() <= 0:
-        raise CaptureError(f"Lens distortion {distortion} folds the image over itself and cannot be undone.")
-    if inside(1.0):
-        return camera
-    low, high = 1.0, 4.0
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        low, high = (low, middle) if inside(middle) else (middle, high)
-    return Cameras(camera.world_from_camera, zoomed(high), camera.image_sizes)
-
-
-def _distorted_pixels(
-    pixels: torch.Tensor, intrinsics: torch.Tensor, photo_intrinsics: torch.Tensor, distortion: dict[str, float]
-) -> torch.Tensor:
-    """Where in the photo the undistorted `pixels` `[..., 2]` were seen (OpenCV's camera model)."""
-    p1, p2 = (distortion.get(name, 0.0) for name in ("p1", "p2"))
-    directions = F.pad(pixels, (0, 1), value=1.0) @ torch.linalg.inv(intrinsics).T
-    x, y = directions[..., 0], directions[..., 1]
-    square = x**2 + y**2
-    radial = _radial(square, distortion)
-    distorted_x = x * radial + 2 * p1 * x * y + p2 * (square + 2 * x**2)
-    distorted_y = y * radial + p1 * (square + 2 * y**2) + 2 * p2 * x * y
-    points = torch.stack([distorted_x, distorted_y, torch.ones_like(x)], dim=-1)
-    return (points @ photo_intrinsics.T)[..., :2]
-
-
-def _radial(square: torch.Tensor, distortion: dict[str, float]) -> torch.Tensor:
-    """Factor of a direction whose squared distance from the axis is `square`."""
-    k1, k2, k3 = (distortion.get(name, 0.0) for name in ("k1", "k2", "k3"))
-    return 1 + square * (k1 + square * (k2 + square * k3))

@@ -16,7 +16,7 @@ import PIL.Image
 import torch
 
 from .images import CaptureError
-from .sources import SceneSample
+from .samples import SceneSample
 from .synthetic import SPLITS, Dice, place_cameras
 
 

@@ -1,111 +1,103 @@
 """A capture: photos with cameras, whatever tool wrote them."""
 
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import PIL.Image
-import PIL.ImageOps
 import torch
 
 from ..cameras import Cameras
-from .images import (
-    CaptureError,
-    as_image_tensor,
-    fit_views,
-    load_image,
-    open_image,
-    rotate_views,
-    tensor_to_image,
-    undistort,
-    undistorted_camera,
-    upright_turns,
-)
+from .images import CaptureError, as_image_tensor, fit_cameras, fit_views
 
 
-__all__ = ["CaptureError", "Photo", "Scene", "SceneImages"]
+__all__ = ["CaptureError", "Scene", "SceneImages"]
 
+CACHE_BYTES = 256_000_000  # of decoded photos that a scene keeps
 
-@dataclass(frozen=True)
-class Photo:
-    """
-    A photo on disk, and what its pixels need until a pinhole camera fits them.
-
-    Attributes:
-        path (`Path`): the file.
-        stored_camera (`Cameras` of shape `[]`): camera of the stored pixels, lens distortion aside.
-        distortion (`dict[str, float]`): OpenCV's `k1, k2, k3, p1, p2`; empty for none.
-        background (`tuple[int, int, int]`): colour behind transparent pixels.
-
-    Raises [`CaptureError`] when the file is missing, not an image, or of another size than its camera.
-    """
-
-    path: Path
-    stored_camera: Cameras
-    distortion: dict[str, float] = field(default_factory=dict)
-    background: tuple[int, int, int] = (255, 255, 255)
-
-    @cached_property
-    def _orientation(self) -> tuple[bool, int]:
-        """Whether the camera is that of the upright photo, and the quarter turns that make the photo upright."""
-        with open_image(self.path) as image:
-            turns = upright_turns(image)
-            stored = (image.height, image.width)
-        expected = tuple(self.stored_camera.image_sizes.tolist())
-        if stored == expected:
-            return False, turns
-        if turns % 2 and stored[::-1] == expected:
-            return True, turns
-        raise CaptureError(
-            f"{self.path}: the image is {stored[1]} x {stored[0]} pixels, its camera is for {expected[1]} x"
-            f" {expected[0]}."
-        )
-
-    @cached_property
-    def camera(self) -> Cameras:
-        """Camera of the photo as [`~Photo.load`] returns it: without distortion, and upright."""
-        is_upright, turns = self._orientation
-        camera = self.stored_camera
-        if any(self.distortion.values()):
-            try:
-                camera = undistorted_camera(camera, self.distortion)
-            except CaptureError as error:
-                raise CaptureError(f"{self.path}: {error}") from error
-        return camera if is_upright else camera.rolled(turns)
-
-    def load(self) -> PIL.Image.Image:
-        """The photo as an RGB image, undistorted and upright."""
-        is_upright, turns = self._orientation
-        distorted = any(self.distortion.values())
-        if not distorted and (is_upright or not turns):
-            return load_image(self.path, self.background, exif=is_upright)
-        tensor = as_image_tensor(self.path, "photo", self.background, exif=is_upright)
-        if distorted:
-            tensor, _ = undistort(tensor, self.stored_camera, self.distortion)
-        tensor, _ = rotate_views(tensor, None, 0 if is_upright else turns)
-        return tensor_to_image(tensor)
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 class SceneImages(Sequence):
-    """Images that are decoded when they are asked for. An index gives a PIL image; a slice, or a list of indices,
-    again images that are not decoded yet."""
+    """
+    Images that are decoded when they are asked for. An index gives a PIL image; a slice, or a list of indices, again
+    images that are not decoded yet; a loop decodes ahead in threads. The last that were decoded are kept, up to
+    `CACHE_BYTES`.
+
+    Args:
+        loaders (`Sequence[Callable]`): one for each image.
+    """
 
     def __init__(self, loaders: Sequence[Callable[[], PIL.Image.Image]]):
         self.loaders = list(loaders)
+        self._cache = _ImageCache()
+
+    def _part(self, loaders: list) -> "SceneImages":
+        part = SceneImages(loaders)
+        part._cache = self._cache
+        return part
 
     def __len__(self) -> int:
         return len(self.loaders)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return SceneImages(self.loaders[index])
+            return self._part(self.loaders[index])
         if isinstance(index, Sequence):
-            return SceneImages([self.loaders[i] for i in index])
-        return self.loaders[index]()
+            return self._part([self.loaders[i] for i in index])
+        return self._cache.get(self.loaders[index])
+
+    def __iter__(self):
+        return self.map(lambda image: image)
+
+    def map(self, function: Callable[[PIL.Image.Image], object]):
+        """`function` of each image, in order, computed a few images ahead in threads."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            waiting = []
+            for loader in self.loaders:
+                waiting.append(pool.submit(lambda loader=loader: function(self._cache.get(loader))))
+                if len(waiting) > _THREADS:
+                    yield waiting.pop(0).result()
+            yield from (future.result() for future in waiting)
 
     def __repr__(self) -> str:
         return f"SceneImages({len(self)})"
+
+
+class _ImageCache:
+    """The images that were asked for last, up to `CACHE_BYTES`."""
+
+    def __init__(self):
+        self._images: OrderedDict[Callable, PIL.Image.Image] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, loader: Callable[[], PIL.Image.Image]) -> PIL.Image.Image:
+        with self._lock:
+            image = self._images.get(loader)
+            if image is not None:
+                self._images.move_to_end(loader)
+        return (self._keep(loader, loader()) if image is None else image).copy()
+
+    def _keep(self, loader: Callable, image: PIL.Image.Image) -> PIL.Image.Image:
+        with self._lock:
+            if loader not in self._images:
+                self._images[loader] = image
+                self._bytes += _size(image)
+            while self._bytes > CACHE_BYTES:
+                self._bytes -= _size(self._images.popitem(last=False)[1])
+        return image
+
+    def __reduce__(self):
+        return _ImageCache, ()
+
+
+def _size(image: PIL.Image.Image) -> int:
+    return image.width * image.height * len(image.getbands())
 
 
 @dataclass(frozen=True)
@@ -121,7 +113,8 @@ class Scene:
         masks (`Sequence[PIL.Image.Image]`, *optional*): white where the object is.
         points (`torch.Tensor` of shape `[P, 3]`, *optional*): sparse points in the world.
         image_paths (`list[Path]`, *optional*): where the photos lie.
-        splits (`dict[str, list[int]]`, *optional*): views of the splits that the capture comes with (train, test).
+        splits (`dict[str, list[int]]`, *optional*): views of the splits that the capture comes with: `train`, `val`,
+            `test`, and `train_N`, `test_N` of each `train_test_split_N.json`.
     """
 
     images: Sequence[PIL.Image.Image]
@@ -138,22 +131,29 @@ class Scene:
 
     def fitted(self, indices: Sequence[int], height: int, width: int) -> tuple[torch.Tensor, Cameras]:
         """Some of the photos, cropped and resized: `[V, 3, height, width]` in [0, 1], and their cameras `[V]`."""
-        views = [fit_views(as_image_tensor(self.images[i]), self.cameras[i], height, width) for i in indices]
-        return torch.stack([image for image, _ in views]), Cameras.stack([camera for _, camera in views])
+        indices = list(indices)
+        cameras = fit_cameras(self.cameras[indices], height, width)
+
+        def fit(image: PIL.Image.Image) -> torch.Tensor:
+            return fit_views(as_image_tensor(image), None, height, width)[0]
+
+        images = _pick(self.images, indices)
+        fitted = images.map(fit) if isinstance(images, SceneImages) else map(fit, images)
+        return torch.stack(list(fitted)), cameras
 
     def select(self, indices: Sequence[int]) -> "Scene":
-        """The scene with some of its views, in the order of `indices`."""
+        """The scene with some of its views, in the order of `indices`, without splits."""
         indices = list(indices)
-
-        def pick(sequence):
-            return sequence[indices] if isinstance(sequence, SceneImages) else [sequence[i] for i in indices]
-
         return Scene(
-            images=pick(self.images),
+            images=_pick(self.images, indices),
             cameras=self.cameras[indices],
             name=self.name,
             times=None if self.times is None else self.times[indices],
-            masks=None if self.masks is None else pick(self.masks),
+            masks=None if self.masks is None else _pick(self.masks, indices),
             points=self.points,
-            image_paths=None if self.image_paths is None else pick(self.image_paths),
+            image_paths=None if self.image_paths is None else _pick(self.image_paths, indices),
         )
+
+
+def _pick(sequence: Sequence, indices: list[int]) -> Sequence:
+    return sequence[indices] if isinstance(sequence, SceneImages) else [sequence[i] for i in indices]

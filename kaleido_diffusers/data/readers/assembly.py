@@ -1,0 +1,360 @@
+"""What readers share: from frames that a file lists to a scene of photos that are there, upright and straight."""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ...cameras import Cameras, check_rigid
+from ..images import CaptureError, open_image, upright_turns
+from ..lenses import Lens
+from ..photos import Optics, Photo, photo_cameras
+from ..scene import Scene, SceneImages
+
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_JSON_BYTES",
+    "Frame",
+    "ReadOptions",
+    "assemble",
+    "clear_caches",
+    "file_size",
+    "finite",
+    "image_files",
+    "inside",
+    "intrinsics_of",
+    "load_json",
+    "printable",
+]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+MAX_JSON_BYTES = 64_000_000
+
+_SCALES = (2, 4, 8)
+_CHUNK = 256  # images a thread opens at a time
+_CORRECTED = 1e-2  # entries of a rotation may be off by this much
+_NOTICED = 1e-4
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What [`load_scene`] was asked for; see there."""
+
+    images: Path | None = None
+    missing: Literal["error", "skip"] = "error"
+    background: tuple[int, int, int] = (255, 255, 255)
+    downscale: int | None = None
+    scene: str | None = None
+
+
+@dataclass
+class Frame:
+    """
+    One view as a file lists it.
+
+    Attributes:
+        name (`str`): what the file calls it; views are sorted by it.
+        path (`Path`): where its photo should be.
+        world_from_camera (4 x 4 numbers): OpenCV axes.
+        intrinsics (3 x 3 numbers): in pixels of `size`.
+        size (`tuple[int, int]`, *optional*): height and width that `intrinsics` are for; those of the photo when not
+            given. (1, 1) for normalised intrinsics.
+        lens ([`Lens`], *optional*): distortion.
+        time (`float`, *optional*): seconds.
+        mask_path (`Path`, *optional*): where its mask should be.
+        is_scaled (`bool`): whether the photo may be a smaller copy of what the camera is for.
+    """
+
+    name: str
+    path: Path
+    world_from_camera: Sequence[Sequence[float]]
+    intrinsics: tuple[tuple[float, ...], ...]
+    size: tuple[int, int] | None = None
+    lens: Lens | None = None
+    time: float | None = None
+    mask_path: Path | None = None
+    is_scaled: bool = False
+
+
+def assemble(
+    where: Path,
+    frames: list[Frame],
+    options: ReadOptions,
+    folder: Path,
+    points: torch.Tensor | None = None,
+    splits: dict[str, Iterable[str]] | None = None,
+) -> Scene:
+    """
+    A scene of the frames whose photos are there, in the order of their names.
+
+    Args:
+        where (`Path`):
+            The file that lists them, for errors.
+        frames (`list[Frame]`):
+            The frames, all of them.
+        options ([`ReadOptions`]):
+            What to do about missing photos, and which sizes to take.
+        folder (`Path`):
+            Of the capture: the scene is called after it, and its `train_test_split_N.json` are read.
+        points (`torch.Tensor` of shape `[P, 3]`, *optional*):
+            Sparse points.
+        splits (`dict[str, Iterable[str]]`, *optional*):
+            Names of the frames of each split.
+
+    Raises [`CaptureError`]: poses that are not rigid, photos that are missing, damaged, or of another size than their
+    camera.
+    """
+    frames = sorted(frames, key=lambda frame: frame.name)
+    if not frames:
+        raise CaptureError(f"{where}: lists no frames.")
+    splits = {**(splits or {}), **_split_files(folder, [frame.name for frame in frames])}
+    frames = _present(where, [_sized(frame, options.downscale) for frame in frames], options.missing)
+    poses = _checked_poses(where, frames)
+    described = {id(frame): f"{where}, frame {frame.name!r}" for frame in frames}
+    headers = _headers([frame.path for frame in frames])
+    optics: dict[tuple, Optics] = {}
+    photos = [
+        _photo(frame, *header, optics, options.background, described[id(frame)])
+        for frame, header in zip(frames, headers)
+    ]
+    names = dict(zip(map(id, photos), described.values()))
+    masks = [photo.mask_path for photo in photos]
+    times = [frame.time for frame in frames]
+    return Scene(
+        images=SceneImages([photo.load for photo in photos]),
+        cameras=photo_cameras(photos, poses, lambda photo: names[id(photo)]),
+        name=printable(folder.resolve().name),
+        times=None if None in times else torch.tensor(times, dtype=torch.float64),
+        masks=None if None in masks else SceneImages([photo.load_mask for photo in photos]),
+        points=points,
+        image_paths=[photo.path for photo in photos],
+        splits=_indexed(splits, [frame.name for frame in frames]),
+    )
+
+
+def _split_files(folder: Path, names: list[str]) -> dict[str, list[str]]:
+    """Names of the frames in the splits of `train_test_split_N.json` (ReconFusion), which number the sorted frames."""
+    splits = {}
+    for file in sorted(folder.glob("train_test_split_*.json")):
+        data, number = load_json(file), file.stem.removeprefix("train_test_split_")
+        for key in ("train", "test"):
+            ids = data.get(f"{key}_ids")
+            if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < len(names) for i in ids):
+                raise CaptureError(f"{file}: `{key}_ids` must be a list of numbers from 0 to {len(names) - 1}.")
+            splits[f"{key}_{number}"] = [names[i] for i in ids]
+    return splits
+
+
+def _indexed(splits: dict[str, Iterable[str]], names: list[str]) -> dict[str, list[int]] | None:
+    """Views of each split, without those whose photos are missing."""
+    index = {name: number for number, name in enumerate(names)}
+    return {key: [index[name] for name in chosen if name in index] for key, chosen in splits.items()} or None
+
+
+def load_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; raises [`CaptureError`] otherwise, and for files above `MAX_JSON_BYTES`."""
+    file_size(file, MAX_JSON_BYTES)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CaptureError(f"{file}: not valid JSON ({error}).") from error
+    if not isinstance(data, dict):
+        raise CaptureError(f"{file}: must hold a JSON object, got a {type(data).__name__}.")
+    return data
+
+
+def _sized(frame: Frame, downscale: int | None) -> Frame:
+    """The frame, its photo taken from `images_2` and its like, beside its folder, if asked to or if it lies nowhere
+    else."""
+    scales = (downscale,) if downscale else () if frame.path.is_file() else _SCALES
+    folder = frame.path.parent
+    for scale in scales:
+        smaller = folder.with_name(f"{folder.name}_{scale}")
+        found = next((p for s in ("", *IMAGE_SUFFIXES) if (p := _with(smaller / frame.path.name, s)).is_file()), None)
+        if found is not None:
+            return replace(frame, path=found, is_scaled=True)
+    return frame if downscale is None else replace(frame, path=smaller / frame.path.name)
+
+
+def _with(path: Path, suffix: str) -> Path:
+    return path.with_suffix(suffix) if suffix else path
+
+
+def _present(where: Path, frames: list[Frame], missing: str) -> list[Frame]:
+    there = [frame.path.is_file() for frame in frames]
+    absent = [frame.name for frame, is_there in zip(frames, there) if not is_there]
+    if absent and missing == "error":
+        raise CaptureError(
+            f"{where}: {len(absent)} of {len(frames)} images are missing ({_some(absent)}). Pass `missing='skip'` to"
+            " go on without them."
+        )
+    present = [frame for frame, is_there in zip(frames, there) if is_there]
+    if not present:
+        raise CaptureError(f"{where}: none of the {len(absent)} images that it lists exists ({_some(absent)}).")
+    if absent:
+        warnings.warn(
+            f"{where}: skipped {len(absent)} of {len(frames)} frames without an image ({_some(absent)}).", stacklevel=5
+        )
+    return present
+
+
+def _checked_poses(where: Path, frames: list[Frame]) -> torch.Tensor:
+    """Poses `[V, 4, 4]`. Rotations that tools have rounded are replaced by the nearest ones, with a warning."""
+    try:
+        poses = torch.tensor([frame.world_from_camera for frame in frames], dtype=torch.float64)
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        for frame in frames:
+            _check_pose(f"{where}, frame {frame.name!r}", frame.world_from_camera)
+        raise
+    poses, error = _nearest_rotations(poses)
+    try:
+        check_rigid(poses, "pose")
+    except ValueError:
+        for frame, pose in zip(frames, poses):
+            _check_pose(f"{where}, frame {frame.name!r}", pose)
+    if error > _NOTICED:
+        message = f"{where}: the rotations are orthonormal to {error:.1g} only; the nearest rotations are taken."
+        warnings.warn(message, stacklevel=5)
+    return poses
+
+
+def _nearest_rotations(poses: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Poses whose rotations were nearly orthonormal, made so, and how far they were from it."""
+    rotation = poses[:, :3, :3]
+    error = (rotation.mT @ rotation - torch.eye(3, dtype=torch.float64)).abs().amax((-2, -1))
+    off = (error > 1e-12) & (error < _CORRECTED)
+    if not off.any():
+        return poses, 0.0
+    u, _, vh = torch.linalg.svd(rotation[off])
+    poses = poses.clone()
+    poses[off, :3, :3] = u @ vh
+    return poses, float(error[off].max())
+
+
+def _check_pose(where: str, matrix: Sequence) -> None:
+    try:
+        check_rigid(torch.as_tensor(matrix, dtype=torch.float64)[None], "pose")
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise CaptureError(f"{where}: {error}") from error
+
+
+def _headers(paths: list[Path]) -> list[tuple[tuple[int, int], int]]:
+    """Height and width of the stored pixels, and the quarter turns that make them upright."""
+
+    def read(start: int) -> list[tuple[tuple[int, int], int]]:
+        headers = []
+        for path in paths[start : start + _CHUNK]:
+            with open_image(path) as image:
+                headers.append(((image.height, image.width), upright_turns(image)))
+        return headers
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return [header for part in pool.map(read, range(0, len(paths), _CHUNK)) for header in part]
+
+
+def _photo(frame: Frame, stored: tuple[int, int], turns: int, optics: dict, background, where: str) -> Photo:
+    """The photo of a frame. `optics` collects what photos share."""
+    wanted = frame.size or stored
+    is_upright = False
+    if stored != wanted:
+        upright = stored[::-1] if turns % 2 else stored
+        if _fits(upright, wanted, frame) and turns % 2:
+            is_upright, stored = True, upright
+        elif not _fits(stored, wanted, frame):
+            raise CaptureError(
+                f"{frame.path}: the image is {stored[1]} x {stored[0]} pixels, its camera is for {wanted[1]} x"
+                f" {wanted[0]} ({where})."
+            )
+    key = (frame.intrinsics, wanted, stored, frame.lens)
+    if key not in optics:
+        try:
+            camera = Cameras(torch.eye(4, dtype=torch.float64), frame.intrinsics, wanted)
+        except ValueError as error:
+            raise CaptureError(f"{where}: {error}") from error
+        optics[key] = Optics(camera.resized(*stored), frame.lens)
+    mask = frame.mask_path if frame.mask_path is not None and frame.mask_path.is_file() else None
+    turns, exif = (0, True) if is_upright else (turns, False)
+    return Photo(frame.path, optics[key], turns, exif, background, mask)
+
+
+def _fits(stored: tuple[int, int], wanted: tuple[int, int], frame: Frame) -> bool:
+    """Whether pixels of the size `stored` are those that the camera is for, or a smaller copy of them."""
+    if stored == wanted or wanted == (1, 1):
+        return True
+    height, width = (a / b for a, b in zip(stored, wanted))
+    return frame.is_scaled and abs(height - width) <= 1.5 * max(1 / extent for extent in wanted)
+
+
+def inside(root: Path, name: str, where: str) -> Path:
+    """The path `root` / `name`; raises [`CaptureError`] if it is none, or leads out of `root`, by links too."""
+    path = os.path.join(root, name.replace("\\", "/"))
+    parent, base = os.path.split(path)
+    try:
+        resolved = os.path.realpath(path) if os.path.islink(path) else os.path.join(_resolved(parent), base)
+        is_inside = base not in ("", ".", "..") and resolved.startswith(os.path.join(_resolved(str(root)), ""))
+    except (ValueError, OSError) as error:
+        raise CaptureError(f"{where}: {printable(name)!r} is not a path ({error}).") from error
+    if not is_inside:
+        raise CaptureError(f"{where}: the path {printable(name)!r} leaves the folder of the capture.")
+    return Path(path)
+
+
+@lru_cache(maxsize=4096)
+def _resolved(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def clear_caches() -> None:
+    """Forgets where links led: they may lead elsewhere by now."""
+    _resolved.cache_clear()
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def file_size(file: Path, most: int) -> int:
+    """Size in bytes; raises [`CaptureError`] for files above `most`."""
+    size = file.stat().st_size
+    if size > most:
+        raise CaptureError(f"{file}: {size} bytes are more than the {most} that are allowed.")
+    return size
+
+
+def finite(value: object, where: str, positive: bool = False) -> float:
+    """`value` as a number; raises [`CaptureError`] where it is none."""
+    try:
+        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise CaptureError(f"{where} must be a finite number, got {printable(str(value)[:40])!r}.")
+    if positive and number <= 0:
+        raise CaptureError(f"{where} must be positive, got {value}.")
+    return number
+
+
+def intrinsics_of(focal_x: float, focal_y: float, center_x: float, center_y: float) -> tuple[tuple[float, ...], ...]:
+    """3 x 3 numbers."""
+    return (focal_x, 0.0, center_x), (0.0, focal_y, center_y), (0.0, 0.0, 1.0)
+
+
+def printable(text: str) -> str:
+    """Names of files need not be UTF-8; what is printed must be."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _some(names: Iterable[str], limit: int = 5) -> str:
+    names = [printable(name) for name in names]
+    return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")

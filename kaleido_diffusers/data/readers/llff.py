@@ -1,0 +1,64 @@
+"""LLFF's `poses_bounds.npy`: a row a photo, photos sorted by name: a 3 x 5 matrix of `world_from_camera` with the
+camera axes (down, right, backward) and a column of height, width and focal length; then near and far."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..images import CaptureError
+from ..scene import Scene
+from .assembly import Frame, ReadOptions, assemble, file_size, image_files, intrinsics_of
+
+
+__all__ = ["find_llff", "read_llff"]
+
+_MAX_BYTES = 64_000_000
+_COLUMNS = 17
+_FOLDERS = ("images", "images_2", "images_4", "images_8", "rgb", "")
+
+
+def find_llff(path: Path) -> Path | None:
+    """The `poses_bounds.npy` of a folder."""
+    file = path if path.name == "poses_bounds.npy" else path / "poses_bounds.npy"
+    return file if file.is_file() else None
+
+
+def read_llff(file: Path, options: ReadOptions) -> Scene:
+    """Reads the poses; photos are those of `images/` (or `images_{2,4,8}`), masks those of `masks/`."""
+    file_size(file, _MAX_BYTES)
+    rows = load_array(file)
+    if rows.ndim != 2 or rows.shape[1] != _COLUMNS:
+        raise CaptureError(f"{file}: must have shape [V, {_COLUMNS}], got {list(rows.shape)}.")
+    folder = file.parent
+    places = [f"images_{options.downscale}"] if options.downscale else _FOLDERS
+    filled = (folder / place for place in places if (folder / place).is_dir() and image_files(folder / place))
+    root = options.images or next(filled, None)
+    if root is None:
+        raise CaptureError(f"{file}: no photos in {' or '.join(f'{place}/' for place in places if place)}.")
+    paths = image_files(root)
+    if len(paths) != len(rows):
+        raise CaptureError(f"{file}: has poses of {len(rows)} photos, but {root} holds {len(paths)}.")
+    matrices = torch.from_numpy(rows[:, :15].astype(np.float64)).reshape(-1, 3, 5)
+    poses = torch.eye(4, dtype=torch.float64).repeat(len(rows), 1, 1)
+    down, right, backward, center, _ = matrices.unbind(-1)
+    poses[:, :3] = torch.stack([right, down, -backward, center], dim=-1)
+    frames = []
+    for path, pose, (height, width, focal) in zip(paths, poses.tolist(), matrices[:, :, 4].tolist()):
+        if not (0 < focal < np.inf and height >= 1 and width >= 1 and height % 1 == width % 1 == 0):
+            raise CaptureError(f"{file}, row of {path.name}: height, width, focal are {height}, {width}, {focal}.")
+        mask = next((m for s in (".png", path.suffix) if (m := folder / "masks" / f"{path.stem}{s}").is_file()), None)
+        intrinsics, size = intrinsics_of(focal, focal, width / 2, height / 2), (int(height), int(width))
+        frames.append(Frame(path.name, path, pose, intrinsics, size, mask_path=mask, is_scaled=True))
+    return assemble(file, frames, ReadOptions(root, options.missing, options.background), folder)
+
+
+def load_array(file: Path) -> np.ndarray:
+    """Real numbers of an `.npy` file; raises [`CaptureError`] where there are none."""
+    try:
+        array = np.load(file, allow_pickle=False)
+    except Exception as error:  # numpy's parser of headers lets through whatever Python's own raises
+        raise CaptureError(f"{file}: not a numpy array that can be read ({error}).") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise CaptureError(f"{file}: must hold an array of numbers.")
+    return array

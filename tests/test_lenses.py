@@ -1,0 +1,112 @@
+"""Lenses: pycolmap is the oracle of every formula, drawn points that of the photos."""
+
+import pytest
+import torch
+from conftest import blobs, found
+
+from kaleido_diffusers import Cameras
+from kaleido_diffusers.data.images import CaptureError
+from kaleido_diffusers.data.lenses import ColmapLens, FisheyeLens, RadialTangentialLens, undistort, undistorted_camera
+from kaleido_diffusers.data.readers.colmap import MODELS, camera_of
+
+
+pycolmap = pytest.importorskip("pycolmap")
+
+HEIGHT, WIDTH = 90, 120
+POINTS = torch.tensor([[0.0, 0.0, 2.0], [0.5, 0.3, 2.0], [-0.5, -0.35, 2.1], [0.4, -0.4, 2.4]], dtype=torch.float64)
+TERMS = {
+    "SIMPLE_RADIAL": (-0.1,),
+    "RADIAL": (-0.1, 0.05),
+    "OPENCV": (-0.2, 0.05, 0.003, -0.002),
+    "OPENCV_FISHEYE": (0.03, -0.02, 0.01, 0.004),
+    "FULL_OPENCV": (-0.1, 0.05, 0.003, -0.002, 0.01, 0.1, 0.02, 0.01),
+    "FOV": (0.6,),
+    "SIMPLE_RADIAL_FISHEYE": (0.05,),
+    "RADIAL_FISHEYE": (0.05, -0.02),
+    "THIN_PRISM_FISHEYE": (0.03, -0.02, 0.001, 0.002, 0.01, 0.004, 0.001, -0.001),
+    "RAD_TAN_THIN_PRISM_FISHEYE": (0.03, -0.02, 0.01, 0.0, 0.0, 0.0, 0.001, 0.002, 0.001, 0.0, -0.001, 0.0),
+    "SIMPLE_DIVISION": (-0.1,),
+    "DIVISION": (-0.1,),
+    "EUCM": (0.6, 1.1),
+}
+
+
+def params_of(model: str) -> tuple[float, ...]:
+    count = dict(MODELS.values())[model]
+    terms = TERMS.get(model, ())
+    return (*((130.0,) if count - len(terms) == 3 else (130.0, 128.0)), 58.0, 47.0, *terms)
+
+
+@pytest.mark.parametrize("model", [name for name, _ in MODELS.values()])
+def test_every_model_of_colmap_bends_as_pycolmap_does(model):
+    params = params_of(model)
+    oracle = pycolmap.Camera(model=model, width=WIDTH, height=HEIGHT, params=params)
+    camera = camera_of("here", model, WIDTH, HEIGHT, params)
+    expected = torch.from_numpy(oracle.img_from_cam(POINTS.numpy()))
+    plane = POINTS[:, :2] / POINTS[:, 2:]
+    bent = plane if camera.lens is None else camera.lens.bend(plane)
+    intrinsics = torch.tensor(camera.intrinsics, dtype=torch.float64)
+    torch.testing.assert_close(bent @ intrinsics[:2, :2].T + intrinsics[:2, 2], expected, rtol=0, atol=1e-9)
+    assert camera.lens is None or not torch.equal(bent, plane)
+
+
+def test_all_models_that_pycolmap_knows_are_known():
+    known = {int(value): name for name, value in pycolmap.CameraModelId.__members__.items() if int(value) >= 0}
+    known = {number: name for number, name in known.items() if name not in ("INVALID", "EQUIRECTANGULAR")}
+    assert {number: name for number, (name, _) in MODELS.items()} == known, "a panorama has no pinhole camera"
+
+
+LENSES = [
+    RadialTangentialLens(k1=0.06, k2=-0.08, p1=-0.001, p2=0.002),
+    RadialTangentialLens(k1=-0.25, k2=0.05, k3=0.01, p1=0.003, p2=-0.002),
+    RadialTangentialLens(k1=0.1, k2=0.02, k4=0.3, k5=0.02, k6=0.01),
+    FisheyeLens(k1=-0.05, k2=0.02),
+    ColmapLens("FOV", WIDTH, HEIGHT, params_of("FOV")),
+]
+
+
+@pytest.mark.parametrize("lens", LENSES, ids=str)
+def test_undistorted_photos_show_points_where_the_camera_projects_them(lens):
+    intrinsics = torch.tensor([[130.0, 0.0, 58.0], [0.0, 128.0, 47.0], [0.0, 0.0, 1.0]])
+    cameras = Cameras(torch.eye(4)[None], intrinsics, [HEIGHT, WIDTH])
+    bent = torch.nn.functional.pad(lens.bend(POINTS[:, :2] / POINTS[:, 2:]), (0, 1), value=1.0)
+    photo = blobs(cameras, bent)[0]
+    straight, camera = undistort(photo, cameras[0], lens)
+    assert straight.shape == photo.shape
+    pixels, _ = camera.project(POINTS)
+    moved = 0.0
+    for pixel, raw in zip(pixels.float(), cameras[0].project(POINTS)[0]):
+        moved = max(moved, (found(photo, pixel, 10) - raw).norm().item())
+        assert (found(straight, pixel, 10) - pixel).norm() < 0.15
+    assert moved > 0.2, "the distortion is visible"
+    bright, _ = undistort(torch.ones_like(photo), cameras[0], lens)
+    assert bright.min() > 0.999, "no pixel of the result lies outside the photo"
+    torch.testing.assert_close(camera.intrinsics[:2, 2].float(), intrinsics[:2, 2]), "the principal point stays"
+
+
+def test_the_remap_follows_pycolmap():
+    """The photo read where pycolmap says that each straight pixel was seen."""
+    lens = RadialTangentialLens(k1=-0.2, k2=0.05, p1=0.003, p2=-0.002)
+    generator = torch.Generator().manual_seed(0)
+    photo = torch.rand(1, 3, 9, 12, generator=generator)
+    photo = torch.nn.functional.interpolate(photo, (HEIGHT, WIDTH), mode="bicubic")[0].clamp(0, 1)
+    intrinsics = torch.tensor([[130.0, 0.0, 58.0], [0.0, 128.0, 47.0], [0.0, 0.0, 1.0]])
+    straight, camera = undistort(photo, Cameras(torch.eye(4), intrinsics, [HEIGHT, WIDTH]), lens)
+    size = {"width": WIDTH, "height": HEIGHT}
+    pinhole = pycolmap.Camera(model="PINHOLE", params=[*camera.intrinsics.diagonal()[:2].tolist(), 58.0, 47.0], **size)
+    params = [130.0, 128.0, 58.0, 47.0, lens.k1, lens.k2, lens.p1, lens.p2]
+    bent = pycolmap.Camera(model="OPENCV", params=params, **size)
+    y, x = torch.meshgrid(torch.arange(HEIGHT) + 0.5, torch.arange(WIDTH) + 0.5, indexing="ij")
+    rays = torch.from_numpy(pinhole.cam_from_img(torch.stack([x, y], dim=-1).reshape(-1, 2).double().numpy()))
+    pixels = bent.img_from_cam(torch.nn.functional.pad(rays, (0, 1), value=1.0).numpy())
+    grid = 2 * torch.from_numpy(pixels) / torch.tensor([WIDTH, HEIGHT]) - 1
+    grid = grid.view(1, HEIGHT, WIDTH, 2).float()
+    expected = torch.nn.functional.grid_sample(photo[None], grid, align_corners=False, padding_mode="border")[0]
+    torch.testing.assert_close(straight, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("k1", [-3.0, 5000.0])
+def test_distortion_that_folds_the_image_is_refused(k1):
+    camera = Cameras(torch.eye(4), torch.tensor([[130.0, 0, 58], [0, 128, 47], [0, 0, 1]]), [HEIGHT, WIDTH])
+    with pytest.raises(CaptureError, match="folds the image"):
+        undistorted_camera(camera, RadialTangentialLens(k1=k1))
