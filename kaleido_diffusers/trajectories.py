@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from .cameras import Cameras, look_at
 
 
-__all__ = ["dolly_zoom", "focus_point", "keyframes", "orbit", "spiral", "up_direction"]
+__all__ = ["dolly_zoom", "focus_point", "keyframes", "looking_distances", "orbit", "spiral", "up_direction"]
 
 
 def focus_point(cameras: Cameras) -> torch.Tensor:
@@ -27,6 +27,15 @@ def focus_point(cameras: Cameras) -> torch.Tensor:
     matrix = projectors.mean(0) + weight * eye
     vector = (projectors @ centers.unsqueeze(-1)).mean(0).squeeze(-1) + weight * guess
     return torch.linalg.solve(matrix, vector)
+
+
+def looking_distances(cameras: Cameras, targets: Cameras) -> torch.Tensor:
+    """Depths `[M]`, along the axes of `targets` `[M]`, of the point that they and `cameras` `[V]` look at, see
+    [`focus_point`]; twice the extent of the cameras where that lies behind a target or next to it."""
+    together = Cameras.cat([cameras, targets])
+    extent = (together.centers - together.centers.mean(0)).norm(dim=-1).max().clamp_min(1e-6)
+    depths = ((focus_point(together) - targets.centers) * targets.forward).sum(-1)
+    return torch.where(depths > 0.1 * extent, depths, 2 * extent)
 
 
 def up_direction(cameras: Cameras) -> torch.Tensor:

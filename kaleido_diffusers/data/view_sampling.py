@@ -5,9 +5,15 @@ from collections.abc import Sequence
 import torch
 
 from ..cameras import Cameras, farthest_views, scene_frame, view_distances
+from ..trajectories import looking_distances
 
 
-__all__ = ["choose_references", "held_out_views", "reference_order", "sample_view_subset", "split_views"]
+__all__ = ["choose_references", "coverage", "held_out_views", "reference_order", "sample_view_subset", "split_views"]
+
+_GRID = 6  # points along each side of a target's picture
+_DEPTHS = (0.5, 0.75, 1.0, 1.4, 2.0)  # of the distance that the cameras look at
+_ANGLE = 30.0  # degrees between two rays to a point after which the one says little of the other
+_MOST_TARGETS = 32
 
 
 def held_out_views(num_views: int, every: int = 8) -> list[int]:
@@ -17,16 +23,30 @@ def held_out_views(num_views: int, every: int = 8) -> list[int]:
     return list(range(0, num_views, every))
 
 
-def split_views(num_views: int, splits: dict[str, list[int]] | None, split: str) -> list[int]:
+def split_views(
+    num_views: int,
+    splits: dict[str, list[int]] | None,
+    split: str,
+    every: int | None = None,
+    number: str | None = None,
+) -> list[int]:
     """The views of a capture's split.
 
     Args:
         num_views (`int`): of the capture.
         splits (`dict[str, list[int]]`, *optional*): what its files name; every eighth view is held out without them.
         split (`str`): `"train"`, `"validation"` (`"test"`, where the files name none) or `"test"`.
+        every (`int`, *optional*): hold out every so many views, whatever the files name.
+        number (`str`, *optional*): take the split of `train_test_split_<number>.json`; raises `ValueError` where the
+            capture has none.
     """
-    splits = splits or {}
-    test = splits.get("test") or held_out_views(num_views)
+    splits = {} if every is not None else splits or {}
+    if number is not None:
+        if f"test_{number}" not in splits:
+            known = sorted(key.removeprefix("test_") for key in splits if key.startswith("test_"))
+            raise ValueError(f"The capture has no split {number!r}; it has {', '.join(known) or 'none'}.")
+        splits = {key: splits[f"{key}_{number}"] for key in ("train", "test")}
+    test = splits.get("test") or held_out_views(num_views, every or 8)
     if split == "test":
         return test
     if split == "validation":
@@ -34,25 +54,72 @@ def split_views(num_views: int, splits: dict[str, list[int]] | None, split: str)
     return splits.get("train") or [view for view in range(num_views) if view not in test]
 
 
-def reference_order(cameras: Cameras, count: int, candidates: Sequence[int]) -> list[int]:
-    """`count` of the `candidates`, each the farthest in place and direction from those before it; the first is the
-    most central. The first k of them are a good choice of k."""
+def coverage(cameras: Cameras, targets: Cameras) -> torch.Tensor:
+    """
+    How well cameras see what targets see: `[V, P]`, from 0 (not at all) to 1 (along the same rays, as sharply), for
+    points spread over the frustums of the targets, from half to twice the distance that the cameras look at. What
+    hides what is not known.
+
+    Args:
+        cameras (`Cameras` of shape `[V]`): the candidates.
+        targets (`Cameras` of shape `[M]`): what is to be seen; of a long path, some views are enough.
+    """
+    targets = targets[torch.linspace(0, len(targets) - 1, min(len(targets), _MOST_TARGETS)).round().long()]
+    depths = looking_distances(cameras, targets)[:, None] * torch.tensor(_DEPTHS, dtype=torch.float64)
+    steps = (torch.arange(_GRID, dtype=torch.float64) + 0.5) / _GRID
+    grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).reshape(-1, 1, 2)
+    pixels = (grid * targets.image_sizes.flip(-1)[:, None, None]).expand(-1, -1, len(_DEPTHS), -1)
+    shape = pixels.shape[:-1]
+    points = targets.unproject(pixels.flatten(1, 2), depths[:, None].expand(shape).flatten(1, 2))
+    own = points - targets.centers[:, None]
+    sharpness = targets.intrinsics[:, None, 0, 0] / own.norm(dim=-1)
+    points, own, sharpness = points.flatten(0, 1), own.flatten(0, 1), sharpness.flatten()
+    seen, ahead = cameras.project(points.expand(len(cameras), -1, 3))
+    inside = ((seen >= 0) & (seen <= cameras.image_sizes.flip(-1)[:, None])).all(-1) & (ahead > 0)
+    rays = points - cameras.centers[:, None]
+    angles = torch.rad2deg(torch.cosine_similarity(rays, own[None], dim=-1).clamp(-1, 1).acos())
+    ratio = cameras.intrinsics[:, None, 0, 0] / rays.norm(dim=-1).clamp_min(1e-9) / sharpness
+    return inside * torch.exp(-angles / _ANGLE) * ratio.clamp(max=1.0)
+
+
+def reference_order(
+    cameras: Cameras, count: int, candidates: Sequence[int], targets: Cameras | None = None
+) -> list[int]:
+    """
+    `count` of the `candidates`, best first: the first k of them are a good choice of k.
+
+    With `targets`, each adds most to what is covered of their views (see [`coverage`]; greedy, which is within 1 - 1/e
+    of the best choice: Nemhauser et al. 1978). Without, each is the farthest in place and direction from those before
+    it, and the first is the most central.
+    """
     candidates = list(candidates)
     if not 1 <= count <= len(candidates):
         raise ValueError(f"The number of references must lie between 1 and {len(candidates)}, got {count}.")
-    poses = cameras[candidates].world_from_camera
-    poses = scene_frame(poses, len(poses)).normalize(poses)
-    return [candidates[index] for index in farthest_views(view_distances(poses, poses), count)]
+    if targets is None:
+        poses = cameras[candidates].world_from_camera
+        poses = scene_frame(poses, len(poses)).normalize(poses)
+        return [candidates[index] for index in farthest_views(view_distances(poses, poses), count)]
+    scores = coverage(cameras[candidates], targets)
+    chosen: list[int] = []
+    covered = torch.zeros(scores.shape[1], dtype=scores.dtype)
+    for _ in range(count):
+        gains = torch.maximum(scores, covered).sum(-1)
+        gains[chosen] = -torch.inf
+        chosen.append(int(gains.argmax()))
+        covered = torch.maximum(covered, scores[chosen[-1]])
+    return [candidates[index] for index in chosen]
 
 
-def choose_references(cameras: Cameras, count: int, candidates: Sequence[int]) -> list[int]:
-    """`count` of the `candidates`, well spread over positions and directions, in rising order."""
-    return sorted(reference_order(cameras, count, candidates))
+def choose_references(
+    cameras: Cameras, count: int, candidates: Sequence[int], targets: Cameras | None = None
+) -> list[int]:
+    """`count` of the `candidates` in rising order, chosen as by [`reference_order`]."""
+    return sorted(reference_order(cameras, count, candidates, targets))
 
 
 def sample_view_subset(
     num_views: int,
-    poses: torch.Tensor | None,
+    cameras: Cameras | None,
     times: torch.Tensor | None,
     count: int,
     generator: torch.Generator,
@@ -64,8 +131,8 @@ def sample_view_subset(
     Args:
         num_views (`int`):
             V.
-        poses (`torch.Tensor` of shape `[V, 4, 4]`, *optional*):
-            `world_from_camera`.
+        cameras (`Cameras` of shape `[V]`, *optional*):
+            Theirs.
         times (`torch.Tensor` of shape `[V]`, *optional*):
             Seconds.
         count (`int`):
@@ -73,8 +140,9 @@ def sample_view_subset(
         generator (`torch.Generator`):
             Source of randomness.
         mix (`tuple[float, float, float]`, defaults to `(0.3, 0.2, 0.5)`):
-            Probabilities of a neighbourhood (one view and those nearest to it: small baselines), of a spread choice
-            (farthest points: large baselines), and of a random one.
+            Probabilities of a neighbourhood (one view, and those that see most of what it sees, see [`coverage`];
+            without cameras, those nearest in time), of a spread choice (farthest points: large baselines), and of a
+            random one.
 
     Returns:
         `list[int]`: indices, in random order.
@@ -83,13 +151,17 @@ def sample_view_subset(
         raise ValueError(f"`count` is {count}, but the scene has {num_views} views.")
     draw = torch.rand((), generator=generator).item() * sum(mix)
     order = torch.randperm(num_views, generator=generator).tolist()
-    if draw >= mix[0] + mix[1] or (poses is None and times is None):
+    if draw >= mix[0] + mix[1] or (cameras is None and times is None):
         return order[:count]
-    if poses is not None:
-        poses = scene_frame(poses, 0).normalize(poses)
-    distances = view_distances(poses, poses, times, times)
     if draw < mix[0]:
-        chosen = distances[order[0]].argsort()[:count].tolist()
+        if cameras is None:
+            closeness = -(times - times[order[0]]).abs()
+        else:
+            closeness = coverage(cameras, cameras[order[:1]]).mean(-1)
+        closeness[order[0]] = torch.inf
+        chosen = closeness.argsort(descending=True)[:count].tolist()
     else:
-        chosen = [order[0], *farthest_views(distances, count - 1, chosen=order[:1])]
+        poses = None if cameras is None else cameras.world_from_camera
+        poses = None if poses is None else scene_frame(poses, 0).normalize(poses)
+        chosen = [order[0], *farthest_views(view_distances(poses, poses, times, times), count - 1, chosen=order[:1])]
     return [chosen[i] for i in torch.randperm(count, generator=generator).tolist()]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ..cameras import Cameras, scene_frame, view_distances
-from ..trajectories import focus_point
+from ..trajectories import looking_distances
 
 
 __all__ = ["nearest_reference", "plane_sweep", "reference_distances"]
@@ -68,7 +68,7 @@ def _sweep(images, cameras: Cameras, target: Cameras, weight, fill, num_planes: 
     height, width = target.image_sizes.tolist()
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     pixels = torch.stack([x, y], dim=-1).reshape(-1, 2).double()
-    depth = _looking_distance(cameras, target)
+    depth = float(looking_distances(cameras, target[None]))
     best_cost = torch.full((height, width), torch.inf)
     best_color = fill.clone()
     for inverse in torch.linspace(4.0, 0.25, num_planes, dtype=torch.float64) / depth:
@@ -88,11 +88,3 @@ def _sweep(images, cameras: Cameras, target: Cameras, weight, fill, num_planes: 
         best_cost = torch.where(better, cost, best_cost)
         best_color = torch.where(better, color, best_color)
     return best_color
-
-
-def _looking_distance(cameras: Cameras, target: Cameras) -> float:
-    """Depth, along the target's axis, of the point that all cameras look at."""
-    together = Cameras.cat([cameras, target[None]])
-    extent = (together.centers - together.centers.mean(0)).norm(dim=-1).max().clamp_min(1e-6)
-    depth = (focus_point(together) - target.centers) @ target.forward
-    return float(depth) if depth > 0.1 * extent else float(2 * extent)

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from ..cameras import Cameras, scene_frame, view_distances
+from ..data.samples import SceneSample
 from ..data.scene import Scene
-from ..data.sources import SceneSample, SyntheticSource
+from ..data.sources import SyntheticSource
 from ..data.view_sampling import reference_order
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 from .baselines import nearest_reference, plane_sweep, reference_distances
@@ -124,11 +125,18 @@ def sample_case(name: str, sample: SceneSample, num_targets: int) -> EvaluationC
 
 
 def capture_case(
-    scene: Scene, targets: Sequence[int], height: int, width: int, max_references: int = 12
+    scene: Scene,
+    targets: Sequence[int],
+    height: int,
+    width: int,
+    max_references: int = 12,
+    candidates: Sequence[int] | None = None,
 ) -> EvaluationCase:
-    """A capture: `targets` are kept back, references are spread over the rest."""
-    rest = [view for view in range(len(scene)) if view not in targets]
-    order = reference_order(scene.cameras, min(max_references, len(rest)), rest) + list(targets)
+    """A capture: `targets` are kept back, references are those of `candidates` (all others when not given) that see
+    most of what the targets see."""
+    rest = [view for view in candidates or range(len(scene)) if view not in targets]
+    order = reference_order(scene.cameras, min(max_references, len(rest)), rest, scene.cameras[targets])
+    order += list(targets)
     images, cameras = scene.fitted(order, height, width)
     return EvaluationCase(scene.name, images, cameras, len(targets))
 

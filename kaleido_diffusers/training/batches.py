@@ -8,16 +8,9 @@ import torch
 
 from ..data.images import CaptureError
 from ..data.readers import load_scene
-from ..data.sources import (
-    SYNTHETIC_KINDS,
-    CaptureSource,
-    InMemory,
-    SceneSample,
-    SceneSource,
-    ShardSource,
-    SyntheticSource,
-    scene_sample,
-)
+from ..data.samples import InMemory, SceneSample, SceneSource, scene_sample
+from ..data.shards import ShardSource
+from ..data.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource
 from ..data.view_sampling import choose_references, sample_view_subset, split_views
 from .config import TrainConfig
 from .objective import ViewBatch, ViewPartition, draw_partition
@@ -74,7 +67,7 @@ def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
         scene = load_scene(name, missing="skip")
         targets = split_views(len(scene), scene.splits, "validation")[:2]
         rest = split_views(len(scene), scene.splits, "train")
-        references = choose_references(scene.cameras, min(3, len(rest)), rest)
+        references = choose_references(scene.cameras, min(3, len(rest)), rest, scene.cameras[targets])
         return [(scene_sample(scene, config.size, references + targets), len(references))]
     source = open_source(name, config, "validation")
     samples = [source[index] for index in range(min(len(source), config.validation_scenes))]
@@ -159,7 +152,9 @@ class StepBatches(torch.utils.data.Dataset):
         for row in self.rows:
             sample = source[scenes[row]]
             chooser = step_generator(config.seed, step, 2 * row + 2)
-            views = sample_view_subset(len(sample), sample.poses, sample.times, config.views, chooser, config.view_mix)
+            views = sample_view_subset(
+                len(sample), sample.cameras, sample.times, config.views, chooser, config.view_mix
+            )
             samples.append(sample.select(views))
         return TrainingStep(step, _stack(samples), partition, self.rows)
 
