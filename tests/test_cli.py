@@ -1,14 +1,16 @@
 """The commands that a newcomer runs."""
 
+import json
 import re
 import subprocess
 import sys
 
 import PIL.Image
 import pytest
+import torch
 from conftest import make_pipeline
 
-from kaleido_diffusers import cli, sample_capture
+from kaleido_diffusers import cli, load_scene, sample_capture
 from kaleido_diffusers.cli.info import working_attention_backends
 
 
@@ -43,6 +45,11 @@ def test_render_writes_what_it_names(checkpoint, tmp_path, capsys):
         ("render sample --references 0", "between 1 and 35"),
         ("render sample --checkpoint /nowhere", "/nowhere"),
         ("render sample --targets none", "nothing to render"),
+        ("render photo.jpg", "nothing to render"),
+        ("render photo.jpg --trajectory orbit", "photo.jpg: no such image"),
+        ("render sample --export colmap", "pass --trajectory"),
+        ("render sample --split 3", "no split '3'; it has none"),
+        ("render sample --downscale 2", "none of the 40 images"),
         ("render sample --device nothing", "--device 'nothing'"),
         ("render sample --attention-backend flash", "--attention-backend 'flash'"),
     ],
@@ -53,6 +60,31 @@ def test_bad_input_ends_in_one_line(arguments, message, checkpoint, capsys, tmp_
     assert cli.main([*arguments.split(), "--output", str(tmp_path)]) == 1
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("export", ["transforms", "colmap"])
+def test_a_flight_is_a_capture_too(export, checkpoint, tmp_path):
+    arguments = f"render sample --checkpoint {checkpoint} --references 3 --steps 1 --trajectory keyframes --views 5"
+    arguments += f" --targets none --export {export} --output {tmp_path}"
+    assert cli.main(arguments.split()) == 0
+    scene = load_scene(tmp_path / f"sample_keyframes_{export}")
+    assert len(scene) == 8 and scene.images[7].size == (16, 16)
+    if export == "transforms":
+        frames = json.loads((tmp_path / "sample_keyframes_transforms" / "transforms.json").read_text())["frames"]
+        assert [frame.get("generated", False) for frame in frames] == [False] * 3 + [True] * 5
+    original = load_scene(sample_capture()).cameras.centers
+    gaps = torch.cdist(scene.cameras.centers[:3], original).amin(-1)
+    assert gaps.max() < 1e-6, "the references are photos of the capture"
+    assert cli.main(arguments.split()) == 1, "nothing is written over"
+
+
+def test_a_single_photo_is_flown_around(checkpoint, tmp_path, capsys):
+    photo = f"{sample_capture()}/images/0003.jpg"
+    arguments = f"render {photo} --checkpoint {checkpoint} --trajectory orbit --steps 1 --views 4 --output {tmp_path}"
+    assert cli.main(arguments.split()) == 1
+    assert "the field of view is not known" in capsys.readouterr().err
+    assert cli.main([*arguments.split(), "--fov", "60"]) == 0
+    assert (tmp_path / "0003_orbit.mp4").is_file()
 
 
 def test_render_the_fox(fox, checkpoint, tmp_path, capsys):

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,12 +11,10 @@ import torch
 import tyro
 from tqdm.auto import tqdm
 
-from ..data.readers import load_scene
-from ..data.view_sampling import split_views
 from ..evaluation.metrics import LPIPS
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate, synthetic_cases
 from ..evaluation.report import contact_sheet, markdown_table, plot_scores
-from .loading import load_pipeline
+from .loading import CaptureOptions, load_pipeline
 
 
 __all__ = ["Evaluate"]
@@ -48,6 +46,8 @@ class Evaluate:
     """Classifier-free guidance; 1 for none."""
     views_per_group: int = 1
     """Targets denoised together."""
+    capture: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
+    """How a capture is read and split."""
     lpips: Path | None = None
     """State dict of LPIPS (AlexNet, version 0.1); without it the perceptual distance is left out."""
     device: str = "auto"
@@ -62,9 +62,9 @@ class Evaluate:
         if self.data in ("test", "validation"):
             cases, total = synthetic_cases(self.scenes, size, self.level, self.data, most), self.scenes
         else:
-            scene = load_scene(self.data, missing="skip")
-            targets = split_views(len(scene), scene.splits, "test")
-            cases, total = [capture_case(scene, targets, size, size, most)], 1
+            scene = self.capture.load(self.data)
+            targets, rest = self.capture.split_of(scene)
+            cases, total = [capture_case(scene, targets, size, size, most, rest)], 1
         options = {"height": size, "width": size, "num_inference_steps": self.steps}
         options |= {"guidance_scale": self.guidance_scale, "views_per_group": self.views_per_group}
         if pipe is not None:
@@ -82,12 +82,12 @@ class Evaluate:
     def _write(self, result: EvaluationResult, seconds: float) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
         summary, near_and_far = result.summary(), result.by_distance()
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
+        settings = asdict(self)
         content = {"settings": settings, "seconds": round(seconds, 1), "summary": summary}
         content |= {"by_distance": near_and_far, "scores": result.rows()}
         content = _without_nan(content)
         scores, table = self.output / "scores.json", self.output / "scores.md"
-        scores.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        scores.write_text(json.dumps(content, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
         text = markdown_table(summary, COLUMNS)
         if near_and_far:
             columns = {"method": "", "distance": ".2f", "psnr": ".2f", "lpips": ".3f", "views": "d"}

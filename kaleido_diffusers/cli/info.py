@@ -1,17 +1,21 @@
-"""`kaleido info`: what is installed, what runs here, what ships."""
+"""`kaleido info`: what is installed, what runs here, what ships; or what a capture holds."""
 
 import importlib.metadata
 import logging
 import platform
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
 from ..bundled import bundled_checkpoint, bundled_scores
 from ..transformer_kaleido import KaleidoTransformer3DModel
+from .capture_info import describe_capture
+from .loading import CaptureOptions
 
 
 __all__ = ["Info", "working_attention_backends"]
@@ -31,9 +35,23 @@ PACKAGES = (
 
 @dataclass
 class Info:
-    """Prints versions, the attention backends that work here, and the bundled checkpoint with its scores."""
+    """Prints versions, the attention backends that work here, and the bundled checkpoint with its scores; or, of a
+    capture, figures and warnings, and draws its cameras."""
+
+    capture: Annotated[str | None, tyro.conf.Positional] = None
+    """A capture to describe, in any format that is known, or `sample` for the one that ships with the package."""
+    capture_options: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
+    """How the capture is read and split."""
+    output: Path = Path("renders")
+    """Folder for the pictures."""
 
     def run(self) -> None:
+        if self.capture is not None:
+            describe_capture(self.capture, self.capture_options, self.output)
+        else:
+            self._describe_package()
+
+    def _describe_package(self) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
         print(f"python {platform.python_version()} on {platform.system()}, {device} ({name})")

@@ -1,12 +1,49 @@
 """What several verbs share."""
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
 import torch
 
-from ..bundled import bundled_checkpoint
+from ..bundled import bundled_checkpoint, sample_capture
+from ..data.readers import load_scene
+from ..data.scene import Scene
+from ..data.view_sampling import split_views
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 
 
-__all__ = ["load_pipeline"]
+__all__ = ["CaptureOptions", "load_pipeline"]
+
+
+@dataclass
+class CaptureOptions:
+    """How a capture is read, and which of its photos are kept back."""
+
+    missing: Literal["error", "skip"] = "skip"
+    """What to do about photos that the capture lists but does not have."""
+    images: Path | None = None
+    """Folder of the photos, where they do not lie with the cameras."""
+    downscale: int | None = None
+    """Take the photos from `images_2`, `images_4` or `images_8`."""
+    scene: str | None = None
+    """Which scene, of a shard or a category that holds several."""
+    split: str | None = None
+    """N of the `train_test_split_N.json` whose split to take."""
+    test_every: int | None = None
+    """Hold out every so many photos by name; when not given, the capture's own test split, or every 8th."""
+
+    def load(self, path: str) -> Scene:
+        """The capture in the folder `path`; `sample` is the one that ships with the package."""
+        folder = sample_capture() if path == "sample" else path
+        options = {"images": self.images, "downscale": self.downscale, "scene": self.scene}
+        return load_scene(folder, self.missing, **options)
+
+    def split_of(self, scene: Scene) -> tuple[list[int], list[int]]:
+        """Views that are kept back, and those that may be references."""
+        arguments = (len(scene), scene.splits)
+        test, train = (split_views(*arguments, split, self.test_every, self.split) for split in ("test", "train"))
+        return test, train
 
 
 def load_pipeline(checkpoint: str, device: str = "auto", dtype: str = "float32") -> KaleidoViewSynthesisPipeline:

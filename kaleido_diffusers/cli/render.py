@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,27 +10,26 @@ import torch
 import tyro
 
 from .. import trajectories
-from ..bundled import bundled_scores, sample_capture
+from ..bundled import bundled_scores
 from ..cameras import Cameras
-from ..data.export import write_video
-from ..data.images import tensor_to_image
-from ..data.readers import load_scene
+from ..data.export import write_capture, write_colmap, write_video
+from ..data.images import fit_cameras, tensor_to_image
+from ..data.readers.single_photo import is_photo, photo_scene
 from ..data.scene import Scene
-from ..data.view_sampling import choose_references, split_views
+from ..data.view_sampling import choose_references
 from ..evaluation.baselines import nearest_reference
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
-from .loading import load_pipeline
+from .loading import CaptureOptions, load_pipeline
 
 
 __all__ = ["Render"]
 
-PATHS = {
+PATHS = {  # about what the cameras look at
     "orbit": trajectories.orbit,
     "spiral": trajectories.spiral,
     "dolly-zoom": trajectories.dolly_zoom,
-    "keyframes": trajectories.keyframes,
 }
 
 
@@ -39,7 +38,8 @@ class Render:
     """Renders views that were kept back from a capture, next to the true photos, and flies through it."""
 
     capture: Annotated[str, tyro.conf.Positional] = "sample"
-    """Folder of the capture (transforms.json), or `sample` for the one that ships with the package."""
+    """Folder of the capture (see `kaleido info`), a single photo, or `sample` for the one that ships with the
+    package."""
     checkpoint: str = "bundled"
     """Folder or Hub id of a pipeline, or `bundled`."""
     references: int = 6
@@ -52,6 +52,9 @@ class Render:
     """Views of the fly-through."""
     fps: float = 12.0
     """Frames a second of the fly-through."""
+    export: Literal["none", "transforms", "colmap"] = "none"
+    """Also write the fly-through, with the references, as a capture to train on: `transforms.json` (nerfstudio,
+    instant-ngp) or a COLMAP model (3D Gaussian Splatting)."""
     height: int | None = None
     """Height of the views in pixels; the model's own when not given."""
     width: int | None = None
@@ -68,8 +71,10 @@ class Render:
     """Order in which targets are generated."""
     seed: int = 0
     """Seed of the noise."""
-    missing: Literal["error", "skip"] = "skip"
-    """What to do about photos that the capture lists but does not have."""
+    capture_options: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
+    """How the capture is read and split."""
+    fov: float | None = None
+    """Horizontal field of view in degrees of a single photo, where its EXIF data do not tell."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -80,17 +85,21 @@ class Render:
     """Folder for what is written."""
 
     def run(self) -> None:
-        if self.targets == "none" and self.trajectory == "none":
+        if self.export != "none" and self.trajectory == "none":
+            raise ValueError("--export writes a fly-through: pass --trajectory.")
+        if self.trajectory == "none" and (self.targets == "none" or is_photo(self.capture)):
             raise ValueError("There is nothing to render: pass --targets or --trajectory.")
-        folder = sample_capture() if self.capture == "sample" else self.capture
         if self.checkpoint == "bundled" and self.capture != "sample" and "fitted to" in (known := bundled_scores()):
             message = f"The bundled checkpoint is fitted to {known['fitted to']} and renders no other scene"
             warnings.warn(f"{message}: pass --checkpoint.", stacklevel=2)
-        scene = load_scene(folder, missing=self.missing)
-        targets = self._targets(scene)
-        references = choose_references(
-            scene.cameras, self.references, [view for view in range(len(scene)) if view not in targets]
-        )
+        if is_photo(self.capture):
+            scene = photo_scene(self.capture, self.fov)
+            targets, references, path = [], [0], self._path(scene, [0])
+        else:
+            scene = self.capture_options.load(self.capture)
+            targets, references, path = self._views(scene)
+        if self.export != "none" and self._export_folder(scene).exists():
+            raise FileExistsError(f"{self._export_folder(scene)} exists already: it is not written over.")
         pipe = self._pipeline()
         print(f"{scene.name}: {len(scene)} photos; references {references}; targets {targets or 'none'}")
         self.output.mkdir(parents=True, exist_ok=True)
@@ -98,16 +107,23 @@ class Render:
         if targets:
             written += self._render_photos(pipe, scene, references, targets)
         if self.trajectory != "none":
-            written.append(self._render_path(pipe, scene, references))
+            written += self._render_path(pipe, scene, references, path)
         for path in written:
             print(f"wrote {path}")
 
-    def _targets(self, scene: Scene) -> list[int]:
-        num_views = len(scene)
+    def _views(self, scene: Scene) -> tuple[list[int], list[int], Cameras | None]:
+        """Targets, references, and the path of the fly-through."""
+        targets, candidates = self.capture_options.split_of(scene)
+        if self.targets != "held-out":
+            targets = self._numbered(len(scene))
+            candidates = [view for view in range(len(scene)) if view not in targets]
+        path = self._path(scene, choose_references(scene.cameras, min(self.references, len(candidates)), candidates))
+        wanted = [scene.cameras[targets]] * bool(targets) + [path] * (path is not None)
+        return targets, choose_references(scene.cameras, self.references, candidates, Cameras.cat(wanted)), path
+
+    def _numbered(self, num_views: int) -> list[int]:
         if self.targets == "none":
             return []
-        if self.targets == "held-out":
-            return split_views(num_views, scene.splits, "test")
         try:
             targets = [int(word) for word in self.targets.split(",")]
         except ValueError:
@@ -118,6 +134,16 @@ class Render:
                 f" {self.targets!r}."
             )
         return targets
+
+    def _path(self, scene: Scene, references: Sequence[int]) -> Cameras | None:
+        """Cameras of the fly-through: through well spread photos, or around what all of them look at."""
+        if self.trajectory == "none":
+            return None
+        if self.trajectory == "keyframes":
+            return trajectories.keyframes(scene.cameras[references], num_views=self.views)
+        # one photo does not tell how far away its scene is; one unit is as good as any
+        focus = scene.cameras.centers[0] + scene.cameras.forward[0] if len(scene) == 1 else None
+        return PATHS[self.trajectory](scene.cameras, num_views=self.views, focus=focus)
 
     def _pipeline(self) -> KaleidoViewSynthesisPipeline:
         pipe = load_pipeline(self.checkpoint, self.device, self.dtype)
@@ -172,13 +198,26 @@ class Render:
             tensor_to_image(view).save(path)
         return [sheet, *views]
 
-    def _render_path(self, pipe, scene: Scene, references) -> Path:
-        cameras = scene.cameras[references] if self.trajectory == "keyframes" else scene.cameras
-        cameras = PATHS[self.trajectory](cameras, num_views=self.views)
-        frames = [tensor_to_image(view) for view in self._generate(pipe, scene, references, cameras)]
-        path = self.output / f"{scene.name}_{self.trajectory}.mp4"
+    def _render_path(self, pipe, scene: Scene, references, path: Cameras) -> list[Path]:
+        views = self._generate(pipe, scene, references, path)
+        frames = [tensor_to_image(view) for view in views]
+        file = self.output / f"{scene.name}_{self.trajectory}.mp4"
         try:
-            return write_video(path, frames, self.fps)
+            written = [write_video(file, frames, self.fps)]
         except ImportError as error:
             print(f"{error} Writing a GIF.")
-            return write_video(path.with_suffix(".gif"), frames, self.fps)
+            written = [write_video(file.with_suffix(".gif"), frames, self.fps)]
+        return written + ([] if self.export == "none" else [self._export(scene, references, frames, path)])
+
+    def _export_folder(self, scene: Scene) -> Path:
+        return self.output / f"{scene.name}_{self.trajectory}_{self.export}"
+
+    def _export(self, scene: Scene, references, frames, path: Cameras) -> Path:
+        width, height = frames[0].size
+        given, cameras = scene.fitted(references, height, width)
+        images = [tensor_to_image(view) for view in given] + frames
+        cameras = Cameras.cat([cameras, fit_cameras(path, height, width)])
+        if self.export == "colmap":
+            return write_colmap(self._export_folder(scene), images, cameras, scene.points)
+        generated = [False] * len(references) + [True] * len(frames)
+        return write_capture(self._export_folder(scene), images, cameras, generated=generated)
