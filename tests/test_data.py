@@ -11,6 +11,7 @@ import torch
 from conftest import blobs, found
 
 from kaleido_diffusers import Cameras, load_scene, sample_capture
+from kaleido_diffusers.cameras import look_at
 from kaleido_diffusers.data import images as image_module
 from kaleido_diffusers.data.images import (
     CaptureError,
@@ -21,7 +22,9 @@ from kaleido_diffusers.data.images import (
     load_image,
     to_rgb,
 )
-from kaleido_diffusers.data.view_sampling import choose_references, held_out_views
+from kaleido_diffusers.data.view_sampling import choose_references, coverage, held_out_views, reference_order
+from kaleido_diffusers.evaluation.baselines import nearest_reference
+from kaleido_diffusers.evaluation.metrics import psnr
 
 
 def one_camera(height: int = 90, width: int = 120) -> Cameras:
@@ -157,3 +160,34 @@ def test_choosing_views():
         choose_references(scene.cameras, 36, candidates)
     with pytest.raises(ValueError, match="`every`"):
         held_out_views(5, every=0)
+
+
+def test_references_that_see_the_targets():
+    scene = load_scene(sample_capture())
+    targets = held_out_views(len(scene))
+    rest = [view for view in range(len(scene)) if view not in targets]
+    for target in targets:
+        (one,) = choose_references(scene.cameras, 1, rest, scene.cameras[[target]])
+        assert abs(one - target) <= 3, "a neighbour on the sweep"
+    order = reference_order(scene.cameras, 6, rest, scene.cameras[targets])
+    assert order[:3] == reference_order(scene.cameras, 3, rest, scene.cameras[targets]), "the first are a choice too"
+    scores = []
+    for chosen in (order, reference_order(scene.cameras, 6, rest)):
+        images, cameras = scene.fitted(chosen, 48, 48)
+        truth, wanted = scene.fitted(targets, 48, 48)
+        scores.append(float(psnr(nearest_reference(images, cameras, wanted), truth).mean()))
+    assert scores[0] > scores[1] + 0.5, "they tell more of the targets than references that are spread out"
+
+
+def test_coverage_falls_with_angle_distance_and_the_border():
+    poses = torch.eye(4, dtype=torch.float64).repeat(5, 1, 1)
+    poses[:, 2, 3] = -4
+    poses[1, 0, 3] = 1.0  # beside, looking ahead
+    poses[2, 2, 3] = -8  # behind
+    poses[3, :3, :3] = torch.diag(torch.tensor([-1.0, 1, -1]))  # looking away
+    poses[4] = look_at(torch.tensor([3.0, 0, -3]), torch.zeros(3), torch.tensor([0.0, -1, 0]))
+    cameras = Cameras.from_fov(poses.double(), 50.0, [32, 32])
+    same, beside, behind, away, aslant = coverage(cameras, cameras[:1]).mean(-1).tolist()
+    assert same == pytest.approx(1.0, abs=1e-3) and away == 0.0
+    assert 0 < beside < same and 0 < behind < same and 0 < aslant < same
+    assert not torch.equal(coverage(cameras.resized(64, 64), cameras[:1]), coverage(cameras, cameras[:1]))

@@ -8,6 +8,7 @@ import tyro
 
 from .evaluate import Evaluate
 from .info import Info
+from .poses import Poses
 from .render import Render
 from .shard import Shard
 from .train import Train
@@ -15,7 +16,7 @@ from .train import Train
 
 __all__ = ["main"]
 
-VERBS = {"render": Render, "train": Train, "evaluate": Evaluate, "shard": Shard, "info": Info}
+VERBS = {"render": Render, "poses": Poses, "train": Train, "evaluate": Evaluate, "shard": Shard, "info": Info}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
