@@ -36,6 +36,10 @@ class Evaluate:
     """Synthetic worlds."""
     level: Literal["object", "scene", "mixed"] = "mixed"
     """Kind of the synthetic worlds."""
+    spread: float = 1.0
+    """How far the cameras of a synthetic world are apart, from 0 to 1."""
+    max_solids: int = 6
+    """Most solids in a synthetic world."""
     references: tuple[int, ...] = (1, 2, 3, 6, 12)
     """Numbers of references."""
     size: int | None = None
@@ -60,7 +64,8 @@ class Evaluate:
         size = self.size or (64 if pipe is None else pipe.transformer.config.sample_size * pipe.vae_scale_factor)
         most = max(self.references)
         if self.data in ("test", "validation"):
-            cases, total = synthetic_cases(self.scenes, size, self.level, self.data, most), self.scenes
+            worlds = (self.scenes, size, self.level, self.data, most, self.spread, self.max_solids)
+            cases, total = synthetic_cases(*worlds), self.scenes
         else:
             scene = self.capture.load(self.data)
             targets, rest = self.capture.split_of(scene)

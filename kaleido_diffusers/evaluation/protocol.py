@@ -104,11 +104,17 @@ def _means(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def synthetic_cases(
-    num_scenes: int = 200, size: int = 64, level: str = "mixed", split: str = "test", max_references: int = 12
+    num_scenes: int = 200,
+    size: int = 64,
+    level: str = "mixed",
+    split: str = "test",
+    max_references: int = 12,
+    spread: float = 1.0,
+    max_solids: int = 6,
 ) -> Iterator[EvaluationCase]:
-    """Scenes of a split of the synthetic worlds: 24 views each, of which one and its nearest neighbour are the targets
-    and the first of the others the references."""
-    source = SyntheticSource(level, "views", split, num_scenes, num_views=24, size=size)
+    """Scenes of a split of the synthetic worlds (see [`SyntheticSource`] for what sets them apart): 24 views each, of
+    which one and its nearest neighbour are the targets and the first of the others the references."""
+    source = SyntheticSource(level, "views", split, num_scenes, 24, size, spread, max_solids)
     for index in range(num_scenes):
         sample = source[index]
         poses = scene_frame(sample.poses, 0).normalize(sample.poses)
