@@ -31,6 +31,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .cameras import farthest_views, scene_frame, view_distances
 from .data.view_inputs import ViewInputs, prepare_view_inputs
+from .lora import KaleidoLoraLoaderMixin
 from .reference_cache import KaleidoReferenceCache
 from .scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from .transformer_kaleido import KaleidoTransformer3DModel
@@ -161,13 +162,14 @@ class ViewMemory:
         return self._latents, self._geometry, groups
 
 
-class KaleidoViewSynthesisPipeline(DiffusionPipeline):
+class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
     r"""
     Synthesises views of a scene from any number of posed reference photos, or frames of a video from other frames
     (Kaleido, arXiv 2510.04236).
 
     This model inherits from [`DiffusionPipeline`]. Check the superclass documentation for the generic methods the
     library implements for all the pipelines (such as downloading or saving, running on a particular device, etc.)
+    LoRA adapters load by [`~loaders.LoraBaseMixin.load_lora_weights`], as in other pipelines.
 
     Args:
         transformer ([`KaleidoTransformer3DModel`]):

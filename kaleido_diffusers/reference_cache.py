@@ -2,11 +2,36 @@
 
 from collections.abc import Sequence
 from copy import copy
+from typing import NamedTuple
 
 import torch
 
 
-__all__ = ["KaleidoReferenceCache"]
+__all__ = ["AdapterState", "KaleidoReferenceCache"]
+
+
+class AdapterState(NamedTuple):
+    """The adapters of a transformer that take part in a forward pass. Layers without any are left out."""
+
+    layers: tuple[tuple[str, tuple[tuple[str, float | str], ...]], ...]  # layer -> adapters, scaling or "fused"
+    sources: tuple  # adapter -> what tells its weights apart
+    fused_for_good: int  # how often adapters were unloaded while fused
+
+    def __str__(self) -> str:
+        scalings = {}
+        for _, entries in self.layers:
+            for adapter, scaling in entries:
+                scalings.setdefault(adapter, set()).add(scaling)
+        described = [f"{name!r} ({', '.join(sorted(map(str, values)))})" for name, values in scalings.items()]
+        return f"adapter {' and '.join(described)}" if described else "no adapter"
+
+    def difference(self, now: "AdapterState") -> str:
+        """What changed, in words."""
+        if self.fused_for_good != now.fused_for_good:
+            return "adapters were fused into the base weights for good since"
+        if str(self) != str(now):
+            return f"it was made with {self}, and now there is {now}"
+        return f"since then the weights or the layers of {now} have changed"
 
 
 class KaleidoReferenceCache:
@@ -23,6 +48,7 @@ class KaleidoReferenceCache:
         tokens_per_view (`int`): tokens of each view; 0 while empty.
         has_poses (`bool`): whether the views have cameras.
         has_times (`bool`): whether the views have times.
+        adapters ([`AdapterState`]): the adapters that the views were encoded with; `None` while that is not known.
     """
 
     def __init__(self):
@@ -30,6 +56,7 @@ class KaleidoReferenceCache:
         self.batch_size = 0
         self.tokens_per_view = 0
         self.has_poses = self.has_times = False
+        self.adapters: AdapterState | None = None
         self._buffers: dict[int, torch.Tensor] = {}  # layer -> [2, B, capacity, L, heads, D], keys and values
 
     def __len__(self) -> int:
@@ -64,6 +91,18 @@ class KaleidoReferenceCache:
             buffer[1, :, start:end] = value
         self._buffers[index] = buffer
         return buffer[0, :, :end], buffer[1, :, :end]
+
+    def keep_to(self, adapters: AdapterState | None) -> None:
+        """Takes over the adapters of a forward pass while empty; later raises `ValueError` where others are in effect.
+        `None`, not known, passes."""
+        if not len(self):
+            self.adapters = adapters
+        elif None not in (adapters, self.adapters) and adapters != self.adapters:
+            raise ValueError(
+                f"`cache` does not fit the transformer's adapters: {self.adapters.difference(adapters)}. Go back to"
+                " them, or encode the views into a new cache; a pipeline whose callbacks change adapters needs"
+                " `use_reference_cache=False`."
+            )
 
     def commit(self, num_views: int, batch_size: int, tokens_per_view: int, has_poses: bool, has_times: bool) -> None:
         """Takes the `num_views` views last written by [`~KaleidoReferenceCache.extend`] into the memory.
@@ -103,11 +142,18 @@ class KaleidoReferenceCache:
 
     @classmethod
     def cat(cls, caches: Sequence["KaleidoReferenceCache"]) -> "KaleidoReferenceCache":
-        """A new cache with the rows of all `caches`, which must hold equally many views."""
+        """A new cache with the rows of all `caches`, which must hold equally many views, encoded with the same
+        adapters."""
         counts = [cache.num_views for cache in caches]
         if len(set(counts)) != 1:
             raise ValueError(f"Caches of one batch must hold equally many views, got {counts}.")
         first = caches[0]
+        for other in caches[1:]:
+            if counts[0] and None not in (first.adapters, other.adapters) and first.adapters != other.adapters:
+                raise ValueError(
+                    "Caches of one batch must be made with the same adapters, got one with"
+                    f" {first.adapters} and one with {other.adapters}."
+                )
         joined = copy(first)
         joined._buffers = {}
         joined.batch_size = sum(cache.batch_size for cache in caches)

@@ -27,21 +27,20 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput, apply_lora_scale, logging
+from diffusers.utils import BaseOutput
 
 from .cameras import invert_rigid
+from .lora import KaleidoAdapterMixin, scales_adapters
 from .reference_cache import KaleidoReferenceCache
 
 
 __all__ = ["KALEIDO_PRESETS", "KaleidoTransformer3DModel", "KaleidoTransformerOutput"]
-
-logger = logging.get_logger(__name__)  # pylint: disable=invalid-name
 
 LAYER_KINDS = ("global", "view")
 CAMERA_ENCODINGS = ("prope", "gta")
@@ -328,7 +327,7 @@ class KaleidoTimeEmbedding(nn.Module):
 
 
 class KaleidoTransformer3DModel(
-    ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin
+    KaleidoAdapterMixin, ModelMixin, AttentionMixin, ConfigMixin, FromOriginalModelMixin, CacheMixin
 ):
     """
     Kaleido: a decoder-only rectified flow transformer over views.
@@ -438,7 +437,7 @@ class KaleidoTransformer3DModel(
             raise ValueError(f"`name` must be one of {', '.join(KALEIDO_PRESETS)}, got {name!r}.")
         return cls(**{**KALEIDO_PRESETS[name], **overrides})
 
-    @apply_lora_scale("attention_kwargs")
+    @scales_adapters
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -477,7 +476,7 @@ class KaleidoTransformer3DModel(
                 M: the last M views are predicted. Required without a `cache`; with one, all V (default) or 0, which
                 encodes the views into the cache.
             cache ([`KaleidoReferenceCache`], *optional*):
-                Encoded memory that the views attend to. Grown in place when `num_targets` is 0.
+                Encoded memory that the views attend to, made with the same LoRA. Grown in place by `num_targets=0`.
             attention_kwargs (`dict`, *optional*):
                 `scale` multiplies LoRA layers; anything else reaches the attention processor.
             return_dict (`bool`, defaults to `True`):
@@ -488,6 +487,8 @@ class KaleidoTransformer3DModel(
         """
         num_targets = self._check_inputs(hidden_states, timestep, poses, intrinsics, times, num_targets, cache)
         groups = _view_groups(view_groups, hidden_states.shape[1], num_targets)
+        if cache is not None:
+            cache.keep_to(self.adapter_state())
         patch_size, (height, width) = self.config.patch_size, hidden_states.shape[-2:]
 
         hidden_states = self.patch_embed(_patchify(hidden_states, patch_size))  # [B, V, L, C]

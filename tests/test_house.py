@@ -92,6 +92,7 @@ def test_the_model_file_stays_readable():
 
 LAYERS = [  # what stands further down may import what stands further up
     {"cameras", "reference_cache", "bundled", "_version"},
+    {"lora"},
     {"trajectories", "transformer_kaleido", "scheduling_rectified_flow_view"},
     {"data"},
     {"pipeline_kaleido"},

@@ -8,6 +8,7 @@ import tyro
 
 from .evaluate import Evaluate
 from .info import Info
+from .lora import Lora
 from .poses import Poses
 from .render import Render
 from .shard import Shard
@@ -16,7 +17,15 @@ from .train import Train
 
 __all__ = ["main"]
 
-VERBS = {"render": Render, "poses": Poses, "train": Train, "evaluate": Evaluate, "shard": Shard, "info": Info}
+VERBS = {
+    "render": Render,
+    "poses": Poses,
+    "train": Train,
+    "lora": Lora,
+    "evaluate": Evaluate,
+    "shard": Shard,
+    "info": Info,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

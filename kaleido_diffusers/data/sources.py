@@ -7,11 +7,12 @@ import torch
 
 from .readers import load_scene
 from .samples import SceneSample, scene_sample
+from .scene import Scene
 from .synthetic import SPLITS, make_worlds, render, sample_views
 from .view_sampling import split_views
 
 
-__all__ = ["SYNTHETIC_KINDS", "CaptureSource", "SyntheticSource"]
+__all__ = ["SYNTHETIC_KINDS", "CaptureSource", "SyntheticSource", "capture_views"]
 
 # What users call the synthetic worlds: level and kind of [`SyntheticSource`].
 SYNTHETIC_KINDS = {
@@ -82,6 +83,19 @@ class SyntheticSource:
         return SceneSample(views, poses[0].double(), intrinsics[0], times[0] if self.kind == "moving" else None)
 
 
+def capture_views(scene: Scene, split: str, validation_photos: int = 0) -> list[int]:
+    """Views of a split, see [`split_views`]; with `validation_photos`, the validation views are so many of the
+    training views, evenly over their order, unless the capture names its own."""
+    views = split_views(len(scene), scene.splits, split)
+    if not validation_photos or split == "test" or (scene.splits or {}).get("val"):
+        return views
+    train = split_views(len(scene), scene.splits, "train")
+    if validation_photos > len(train) - 2:
+        raise ValueError(f"{scene.name}: {validation_photos} of {len(train)} training photos cannot be kept back.")
+    places = {round((number + 0.5) * len(train) / validation_photos - 0.5) for number in range(validation_photos)}
+    return [view for place, view in enumerate(train) if (place in places) == (split == "validation")]
+
+
 class CaptureSource:
     """
     One capture as a source of a single scene, its photos decoded once.
@@ -89,12 +103,13 @@ class CaptureSource:
     Args:
         path (`str` or `Path`): folder of the capture.
         size (`int`): height and width to crop and resize to.
-        split (`str`): which views, see [`split_views`]; `"train"` keeps the test views out.
+        split (`str`): which views, see [`capture_views`]; `"train"` keeps the test views out.
+        validation_photos (`int`): how many training views are kept for validation.
     """
 
-    def __init__(self, path: str | os.PathLike, size: int, split: str = "train"):
+    def __init__(self, path: str | os.PathLike, size: int, split: str = "train", validation_photos: int = 0):
         scene = load_scene(path, missing="skip")
-        self.sample = scene_sample(scene, size, split_views(len(scene), scene.splits, split))
+        self.sample = scene_sample(scene, size, capture_views(scene, split, validation_photos))
 
     def __len__(self) -> int:
         return 1

@@ -10,8 +10,8 @@ from ..data.images import CaptureError
 from ..data.readers import load_scene
 from ..data.samples import InMemory, SceneSample, SceneSource, scene_sample
 from ..data.shards import ShardSource
-from ..data.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource
-from ..data.view_sampling import choose_references, sample_view_subset, split_views
+from ..data.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource, capture_views
+from ..data.view_sampling import choose_references, sample_view_subset
 from .config import TrainConfig
 from .objective import ViewBatch, ViewPartition, draw_partition
 
@@ -48,7 +48,7 @@ def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSo
     if _is_shards(path):
         return ShardSource(path, config.size)
     if path.exists():
-        return CaptureSource(path, config.size, split)
+        return CaptureSource(path, config.size, split, config.validation_photos)
     raise CaptureError(f"{name!r} is neither a kind of synthetic world ({', '.join(SYNTHETIC_KINDS)}) nor a path.")
 
 
@@ -65,9 +65,10 @@ def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
         return []
     if name not in SYNTHETIC_KINDS and Path(name).exists() and not _is_shards(Path(name)):
         scene = load_scene(name, missing="skip")
-        targets = split_views(len(scene), scene.splits, "validation")[:2]
-        rest = split_views(len(scene), scene.splits, "train")
-        references = choose_references(scene.cameras, min(3, len(rest)), rest, scene.cameras[targets])
+        targets = capture_views(scene, "validation", config.validation_photos)[: config.validation_photos or 2]
+        rest = capture_views(scene, "train", config.validation_photos)
+        count = min(config.validation_references, len(rest))
+        references = choose_references(scene.cameras, count, rest, scene.cameras[targets])
         return [(scene_sample(scene, config.size, references + targets), len(references))]
     source = open_source(name, config, "validation")
     samples = [source[index] for index in range(min(len(source), config.validation_scenes))]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 
-__all__ = ["ModelConfig", "TrainConfig"]
+__all__ = ["LoraOptions", "ModelConfig", "TrainConfig"]
 
 
 @dataclass
@@ -31,6 +31,24 @@ class ModelConfig:
 
 
 @dataclass
+class LoraOptions:
+    """A low-rank adapter to train instead of the model's own weights (Hu et al. 2021)."""
+
+    rank: int = 0
+    """Rank of the adapter; 0 trains the model's own weights."""
+    alpha: float | None = None
+    """The adapter counts alpha / rank times; the rank when not given."""
+    targets: tuple[Literal["attention", "ffn"], ...] = ("attention", "ffn")
+    """Layers that are adapted: the projections of the attention, those of the SwiGLU."""
+    dora: bool = False
+    """Adapt lengths and directions apart (DoRA, Liu et al. 2024)."""
+    rslora: bool = False
+    """Count alpha / sqrt(rank) times (rsLoRA, Kalajdzievski 2023)."""
+    dropout: float = 0.0
+    """Dropout in front of the adapter."""
+
+
+@dataclass
 class TrainConfig:
     """Trains a Kaleido on views of synthetic worlds, captures or shards."""
 
@@ -43,6 +61,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     init_from: Path | None = None
     """Pipeline folder (in pixels) to start from, instead of random weights. Its `prediction_type` is kept."""
+    lora: LoraOptions = field(default_factory=LoraOptions)
     prediction_type: Literal["sample", "velocity"] = "sample"
     """What the model predicts: `sample` suits pixels, `velocity` latents."""
     logit_mean: float = 0.8
@@ -121,6 +140,13 @@ class TrainConfig:
     """Scenes that are generated for validation."""
     validation_steps: int = 8
     """Denoising steps of validation."""
+    validation_references: int = 3
+    """References that a capture's validation photos are generated from."""
+    validation_photos: int = 0
+    """Photos of a capture's training split that are kept for validation; 0 validates on two of its test photos, which
+    must then decide nothing."""
+    patience: int | None = None
+    """Keep the weights that score best in validation, and stop after so many validations without a better one."""
     workers: int = 1
     """Processes that prepare batches; 0 for none beside the main one."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"

@@ -1,6 +1,7 @@
 """The one training loop: video and 3D, scratch and fine-tuning differ in their settings alone."""
 
 import json
+import math
 import os
 import shutil
 import time
@@ -12,10 +13,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 from diffusers.training_utils import EMAModel
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
+from ..lora import AdapterInfo, make_lora_config, save_adapter
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from ..transformer_kaleido import KaleidoTransformer3DModel
@@ -68,7 +72,8 @@ class Trainer:
         if config.compile:
             self.transformer.compile_repeated_blocks(dynamic=False)
         self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        self.step = 0
+        self.step, self.best_step, self.best_score = 0, 0, -math.inf
+        self._started, self._minutes_before = time.monotonic(), 0.0
         if self.checkpoint is not None:
             self._load_state(self.checkpoint)
         self._validation: list | None = None
@@ -76,15 +81,16 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ the run
 
     def train(self) -> Path:
-        """Runs to the last step, or until the minutes are over. Returns the folder of the averaged pipeline."""
+        """Runs to the last step, until the minutes are over, or until validation has stopped rising. Returns the
+        folder of the averaged pipeline, or that of the adapter."""
         config, accelerator = self.config, self.accelerator
-        started, saved = time.monotonic(), self.step
+        self._started, saved, stops = time.monotonic(), self.step, self._is_exhausted()
         if config.tracker != "none":
             accelerator.init_trackers("kaleido")
         bar = tqdm(total=config.steps, initial=self.step, disable=not self.is_main, dynamic_ncols=True)
         batches, watch, losses = self._batches(), _Stopwatch(), []
         watch.restart()
-        while self.step < config.steps:
+        while self.step < config.steps and not stops:
             with watch.aside("waiting"):
                 item = next(batches)
             logs, saves, validates = (
@@ -96,7 +102,7 @@ class Trainer:
             losses.append(loss)
             self.step += 1
             bar.update()
-            stops = self._is_over(started)
+            stops = self._is_over()
             if (logs or saves or stops) and not torch.stack([*losses, norm.detach()]).isfinite().all():
                 raise FloatingPointError(f"Training diverged before step {self.step}; what was saved before is whole.")
             if logs:
@@ -107,21 +113,20 @@ class Trainer:
                 losses.clear()
                 watch.restart()
             with watch.aside("pauses"):
+                if validates:
+                    stops |= self._judge(self.validate())
                 if saves:
                     self.save()
                     saved = self.step
-                if validates:
-                    self._log(self.validate())
-            if stops:
-                break
         if saved < self.step:
             self.save()
         bar.close()
+        folder = config.output / ("adapter" if config.lora.rank else "pipeline")
         if self.is_main:
-            self.pipeline().save_pretrained(config.output / "pipeline")
+            self._write_result(folder)
         accelerator.wait_for_everyone()
         accelerator.end_training()
-        return config.output / "pipeline"
+        return folder
 
     def _train_step(self, item: TrainingStep) -> tuple[torch.Tensor, torch.Tensor]:
         config, accelerator = self.config, self.accelerator
@@ -133,11 +138,11 @@ class Trainer:
         with accelerator.autocast():
             loss = rectified_flow_loss(self.model, self.scheduler, batch, item.partition, item.noise(config.seed))
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        norm = accelerator.clip_grad_norm_(_trained(self.model), config.max_grad_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        self.ema.step(self.model.parameters())
+        self.ema.step(_trained(self.model))
         return accelerator.reduce(loss.detach(), "mean"), norm
 
     @contextmanager
@@ -156,12 +161,40 @@ class Trainer:
         for hook in hooks:
             hook.remove()
 
-    def _is_over(self, started: float) -> bool:
-        """Whether the minutes are over, by the clock of the main process: all stop at the same step."""
+    def _is_over(self) -> bool:
+        """Whether the minutes of this call are over."""
         if self.config.max_minutes is None:
             return False
-        over = time.monotonic() - started > 60 * self.config.max_minutes
-        return bool(broadcast(torch.tensor(int(over), device=self.accelerator.device)))
+        return self._agreed(time.monotonic() - self._started > 60 * self.config.max_minutes)
+
+    def _agreed(self, flag: bool) -> bool:
+        """What the main process says: all stop at the same step."""
+        return bool(broadcast(torch.tensor(int(flag), device=self.accelerator.device)))
+
+    @property
+    def minutes(self) -> float:
+        """That this run has taken, with the calls before this one."""
+        return self._minutes_before + (time.monotonic() - self._started) / 60
+
+    def _judge(self, scores: dict[str, float]) -> bool:
+        """Keeps the best weights, where the settings say so; whether there have been no better ones for too long."""
+        self._log(scores)
+        if self.config.patience is None:
+            return False
+        score = scores.get("validation_psnr", -math.inf)
+        if self.is_main and score > self.best_score:
+            self.best_score, self.best_step = score, self.step
+            part, final = self.config.output / ".best.part", self.config.output / f"best-{self.step}"
+            shutil.rmtree(part, ignore_errors=True)
+            self._save_weights(self.pipeline().transformer, part)
+            _sync(part)
+            if not final.exists():
+                os.rename(part, final)
+        return self._agreed(self._is_exhausted())
+
+    def _is_exhausted(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.step - self.best_step >= max(patience, 1) * self.config.validate_every
 
     def _rate(self, step: int) -> float:
         """Factor of the learning rate: linear rise, plateau, linear fall."""
@@ -196,7 +229,9 @@ class Trainer:
             "logit_mean": config.logit_mean,
             "logit_std": config.logit_std,
         }
-        source = config.init_from if self.checkpoint is None else self.checkpoint
+        source = config.init_from if self.checkpoint is None or config.lora.rank else self.checkpoint
+        if config.lora.rank and source is None:
+            raise ValueError("An adapter needs weights that it adapts: pass --init-from.")
         if source is not None:
             transformer = KaleidoTransformer3DModel.from_pretrained(source, subfolder="transformer")
             if transformer.config.in_channels != 3:
@@ -214,27 +249,63 @@ class Trainer:
             scheduler = RectifiedFlowViewScheduler(**options)
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
-        return transformer.float().train(), scheduler
+        transformer = self._with_adapter(transformer.float())
+        if config.lora.rank and self.checkpoint is not None:
+            self._load_weights(transformer, self.checkpoint / "transformer")
+        return transformer.train(), scheduler
+
+    def _with_adapter(self, transformer: KaleidoTransformer3DModel) -> KaleidoTransformer3DModel:
+        """The model, frozen below a new adapter, where one is trained."""
+        if self.config.lora.rank:
+            transformer.requires_grad_(False)
+            transformer.add_adapter(make_lora_config(**vars(self.config.lora)))
+        return transformer
+
+    def _copy(self) -> KaleidoTransformer3DModel:
+        copy = self._with_adapter(KaleidoTransformer3DModel.from_config(self.transformer.config))
+        copy.load_state_dict(self._unwrapped().state_dict())
+        return copy.to(self.accelerator.device)
+
+    def _unwrapped(self) -> KaleidoTransformer3DModel:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def _make_ema(self) -> EMAModel:
         source = self.transformer
         if self.checkpoint is not None:
-            source = KaleidoTransformer3DModel.from_pretrained(self.checkpoint / "transformer_ema")
-        ema = EMAModel(
-            source.parameters(), decay=self.config.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True
-        )
+            source = self._with_adapter(KaleidoTransformer3DModel.from_config(self.transformer.config))
+            self._load_weights(source, self.checkpoint / "transformer_ema")
+        ema = EMAModel(_trained(source), decay=self.config.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
         ema.to(self.accelerator.device)
         return ema
 
     def pipeline(self) -> KaleidoViewSynthesisPipeline:
-        """The averaged weights as a pipeline."""
-        transformer = KaleidoTransformer3DModel.from_config(self.transformer.config)
-        transformer.load_state_dict(self.accelerator.unwrap_model(self.model, keep_torch_compile=False).state_dict())
-        transformer.to(self.accelerator.device)
-        self.ema.copy_to(transformer.parameters())
+        """The averaged weights as a pipeline; an adapter is attached."""
+        transformer = self._copy()
+        self.ema.copy_to(_trained(transformer))
         pipe = KaleidoViewSynthesisPipeline(transformer.eval(), self.scheduler)
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def result(self) -> KaleidoViewSynthesisPipeline:
+        """The pipeline to keep: the averaged weights, or those that did best in validation, where it decides."""
+        pipe = self.pipeline()
+        best = self.config.output / f"best-{self.best_step}"
+        if self.config.patience is not None and best.is_dir():
+            self._load_weights(pipe.transformer, best)
+        return pipe
+
+    def adapter_info(self) -> AdapterInfo:
+        """What the trained adapter belongs to, and how it came about."""
+        config = self.config
+        about = {"capture": Path(config.data[0].partition("=")[0]).resolve().name, "size": config.size}
+        about["steps"] = self.step if config.patience is None else self.best_step
+        return AdapterInfo.of(self._unwrapped(), base_name=Path(config.init_from).name, **about)
+
+    def _write_result(self, folder: Path) -> None:
+        if self.config.lora.rank:
+            save_adapter(folder, self.result().transformer, self.adapter_info())
+        else:
+            self.result().save_pretrained(folder)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -245,12 +316,14 @@ class Trainer:
             output = self.config.output
             part, final = output / f".checkpoint-{self.step}.part", output / f"checkpoint-{self.step}"
             shutil.rmtree(part, ignore_errors=True)
-            self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(part / "transformer")
-            self.pipeline().transformer.save_pretrained(part / "transformer_ema")
+            self._save_weights(self._unwrapped(), part / "transformer")
+            self._save_weights(self.pipeline().transformer, part / "transformer_ema")
             self.scheduler.save_pretrained(part / "scheduler")
             state = {
                 "step": self.step,
                 "ema_step": self.ema.optimization_step,
+                "best": (self.best_step, self.best_score),
+                "minutes": self.minutes,
                 "config": _decisive(self.config),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             }
@@ -261,7 +334,24 @@ class Trainer:
                 os.rename(part, final)
             for number in _checkpoints(output)[: -self.config.keep]:
                 shutil.rmtree(output / f"checkpoint-{number}")
+            for best in output.glob("best-*"):
+                if best.name != f"best-{self.best_step}":
+                    shutil.rmtree(best)
         self.accelerator.wait_for_everyone()
+
+    def _save_weights(self, transformer: KaleidoTransformer3DModel, folder: Path) -> None:
+        """What is trained: the whole model, or the adapter."""
+        if not self.config.lora.rank:
+            transformer.save_pretrained(folder)
+            return
+        folder.mkdir(parents=True)
+        save_file(get_peft_model_state_dict(transformer), folder / "adapter.safetensors")
+
+    def _load_weights(self, transformer: KaleidoTransformer3DModel, folder: Path) -> None:
+        if self.config.lora.rank:
+            set_peft_model_state_dict(transformer, load_file(folder / "adapter.safetensors"))
+        else:
+            transformer.load_state_dict(KaleidoTransformer3DModel.from_pretrained(folder).state_dict())
 
     def _load_state(self, checkpoint: Path) -> None:
         state = torch.load(checkpoint / "state" / "state.pt", map_location="cpu", weights_only=True)
@@ -272,7 +362,8 @@ class Trainer:
                 f"{checkpoint} was trained with {was}. Resume it with these settings, or start another run with"
                 " --init-from."
             )
-        self.step = state["step"]
+        self.step, self._minutes_before = state["step"], state["minutes"]
+        self.best_step, self.best_score = state["best"]
         self.ema.optimization_step = state["ema_step"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
@@ -318,7 +409,11 @@ class Trainer:
     def _log(self, scores: dict[str, float]) -> None:
         if not self.is_main or not scores:
             return
-        line = {"step": self.step, **{key: round(value, 6) for key, value in scores.items()}}
+        line = {
+            "step": self.step,
+            "minutes": round(self.minutes, 3),
+            **{key: round(value, 6) for key, value in scores.items()},
+        }
         with open(self.config.output / "log.jsonl", "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         if self.config.tracker != "none":
@@ -349,6 +444,10 @@ def _decisive(config: TrainConfig) -> dict[str, str]:
     free = ("output", "max_minutes", "steps", "save_every", "keep", "log_every", "validate_every", "validation")
     free += ("validation_scenes", "validation_steps", "workers", "tracker", "compile", "in_memory", "init_from")
     return {key: str(value) for key, value in vars(config).items() if key not in free}
+
+
+def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _single_thread(_worker: int) -> None:

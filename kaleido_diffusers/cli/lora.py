@@ -1,0 +1,210 @@
+"""`kaleido lora`: fine-tunes a checkpoint on one capture."""
+
+import resource
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from ..bundled import bundled_checkpoint, sample_capture
+from ..data.readers import load_scene
+from ..data.sources import capture_views
+from ..evaluation.protocol import EvaluationResult, capture_case, evaluate
+from ..evaluation.report import contact_sheet, markdown_table
+from ..lora import AdapterInfo, save_adapter
+from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..training.config import LoraOptions, TrainConfig
+
+
+__all__ = ["Lora", "adapter_card"]
+
+COLUMNS = {"model": "", "references": "d", "psnr": ".2f", "ssim": ".3f", "gradient_energy": ".2f", "views": "d"}
+
+
+@dataclass
+class Lora:
+    """Fine-tunes a checkpoint on one capture, and scores it on photos that training never saw: an adapter of a few
+    megabytes, or with `--full` a whole pipeline."""
+
+    capture: Annotated[str, tyro.conf.Positional]
+    """Folder of the capture, or `sample`. Its test split (or every 8th photo by name) is kept for the scores."""
+    output: Path
+    """Folder for the adapter, checkpoints and pictures. A run in it is resumed."""
+    checkpoint: str = "bundled"
+    """Pipeline folder (in pixels) to start from, or `bundled`."""
+    lora: Annotated[LoraOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: LoraOptions(rank=16))
+    full: bool = False
+    """Train all weights instead of an adapter."""
+    size: int | None = None
+    """Height and width in pixels; the model's own when not given."""
+    steps: int = 1500
+    """Optimizer steps."""
+    max_minutes: float | None = None
+    """Stop (and save) after this many minutes of training; a later call goes on."""
+    batch: int = 4
+    """Draws of views a step."""
+    views: int = 12
+    """Photos of each draw, split anew into references and targets."""
+    references: tuple[int, ...] = (1, 2, 3, 6)
+    """Numbers of references to draw from."""
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    """AdamW, or Muon for the matrices."""
+    learning_rate: float = 2e-3
+    """Highest learning rate (of AdamW); it rises over 30 steps and falls over the last third."""
+    matrix_lr: float = 0.01
+    """Learning rate of Muon."""
+    gradient_checkpointing: bool = False
+    """Trade time for memory."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Precision of the forward pass."""
+    validation_photos: int = 4
+    """Training photos that are kept back to stop early and to choose the best weights."""
+    validate_every: int = 100
+    """Steps between validations."""
+    patience: int = 8
+    """Stop after so many validations without a better one."""
+    scored_references: tuple[int, ...] = (3, 6, 12)
+    """Numbers of references of the final scores."""
+    denoising_steps: int = 25
+    """Denoising steps of the final scores."""
+    seed: int = 0
+    """Decides the adapter's first weights, draws and noise."""
+
+    def run(self) -> None:
+        from ..training.loop import Trainer  # accelerate and the trackers load when they are needed
+
+        base = bundled_checkpoint() if self.checkpoint == "bundled" else self.checkpoint
+        capture = sample_capture() if self.capture == "sample" else self.capture
+        config = self._config(Path(base), capture)
+        trainer = Trainer(config)
+        folder = trainer.train()
+        if not trainer.is_main:
+            return
+        result = trainer.result()
+        rows, sheet = self._scores(base, result, capture, config.size)
+        table = markdown_table(rows, COLUMNS)
+        print(table)
+        best = f", the best of them after {trainer.best_step}" if trainer.best_step else ""
+        print(f"{trainer.step} steps{best}; {trainer.minutes:.1f} minutes; peak memory {_peak_memory()}")
+        sheet.save(folder / "test_photos.png")
+        if not self.full:
+            ours = {f"PSNR, {r['references']} references": r["psnr"] for r in rows if r["model"] == "fine-tuned"}
+            info = replace(trainer.adapter_info(), scores=ours)
+            weights = save_adapter(folder, result.transformer, info)
+            print(f"{weights}: {weights.stat().st_size / 1e6:.2f} MB")
+            (folder / "README.md").write_text(adapter_card(info, trainer.minutes, table), encoding="utf-8")
+        for path in (folder, config.output / "log.jsonl"):
+            print(f"wrote {path}")
+
+    def _config(self, base: Path, capture: str) -> TrainConfig:
+        size = self.size
+        if size is None:
+            pipe = KaleidoViewSynthesisPipeline.from_pretrained(base)
+            size = pipe.transformer.config.sample_size
+        return TrainConfig(
+            output=self.output,
+            data=(capture,),
+            init_from=base,
+            lora=LoraOptions() if self.full else self.lora,
+            size=size,
+            batch=self.batch,
+            views=self.views,
+            references=self.references,
+            target_group_sizes=(1,),
+            ordered_references=0.0,
+            view_mix=(0.5, 0.0, 0.5),
+            in_memory=True,
+            workers=0,
+            steps=self.steps,
+            max_minutes=self.max_minutes,
+            optimizer=self.optimizer,
+            matrix_lr=self.matrix_lr,
+            other_lr=self.learning_rate,
+            warmup_steps=30,
+            cooldown=0.33,
+            ema_decay=0.995,
+            gradient_checkpointing=self.gradient_checkpointing,
+            mixed_precision=self.mixed_precision,
+            save_every=self.validate_every,
+            validate_every=self.validate_every,
+            validation_photos=self.validation_photos,
+            validation_references=min(6, max(self.references)),
+            patience=self.patience,
+            tracker="none",
+            seed=self.seed,
+        )
+
+    def _scores(
+        self, base: str, tuned: KaleidoViewSynthesisPipeline, capture: str, size: int
+    ) -> tuple[list[dict], object]:
+        """Rows of the table, and a picture of the test photos."""
+        scene = load_scene(capture, missing="skip")
+        test, train = capture_views(scene, "test"), capture_views(scene, "train")
+        case = capture_case(scene, test, size, size, max(self.scored_references), train)
+        before = KaleidoViewSynthesisPipeline.from_pretrained(base).to(tuned.device)
+        rows, pictures = [], {}
+        for name, pipe in (("base", before), ("fine-tuned", tuned)):
+            pipe.set_progress_bar_config(disable=True)
+            result: EvaluationResult = evaluate(
+                pipe,
+                [case],
+                self.scored_references,
+                baselines=name == "base",
+                height=size,
+                width=size,
+                num_inference_steps=self.denoising_steps,
+                views_per_group=1,
+            )
+            rows += [
+                {**row, "model": name if row["method"] == "kaleido" else row["method"]} for row in result.summary()
+            ]
+            for picture in result.pictures:
+                pictures |= {name: picture["kaleido"], "truth": picture["truth"], "": picture["references"]}
+        given = pictures.pop("", torch.zeros(0, 3, size, size))
+        return rows, contact_sheet(given, pictures or {"truth": case.images[-len(test) :]}, tile=96)
+
+
+def adapter_card(info: AdapterInfo, minutes: float, table: str) -> str:
+    """The model card of an adapter, in Markdown.
+
+    Args:
+        info (`AdapterInfo`): what is known of it.
+        minutes (`float`): that its training took.
+        table (`str`): scores on the test photos.
+    """
+    return f"""---
+library_name: diffusers
+tags: [kaleido, novel-view-synthesis, lora]
+---
+
+# Kaleido on {info.capture}
+
+A LoRA adapter (rank {info.rank}, {" and ".join(info.targets)}) of a Kaleido view synthesis pipeline, fine-tuned on the
+capture {info.capture} at {info.size} x {info.size} pixels for {info.steps} steps and {minutes:.0f} minutes.
+
+![Photos that training did not see: by the base, by the adapter, and as they are](test_photos.png)
+
+```python
+from kaleido_diffusers import KaleidoViewSynthesisPipeline
+
+pipe = KaleidoViewSynthesisPipeline.from_pretrained(BASE)
+pipe.load_lora_weights(FOLDER)
+```
+
+Its base is `{info.base_name}`; other weights are refused (a fingerprint is stored in the file). Scores on photos that
+were neither trained on nor chosen by (PSNR in dB), beside the base, the nearest reference, a flat colour and a plane
+sweep:
+
+{table}
+The adapter knows this scene and no other. It holds what it has learnt from the photos: their licence applies to it.
+"""
+
+
+def _peak_memory() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"

@@ -1,0 +1,148 @@
+"""Adapters are trained by the one loop: they resume, stop early, and are scored on photos that nobody saw."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_pipeline
+from safetensors.torch import load_file
+
+from kaleido_diffusers import KaleidoViewSynthesisPipeline, cli, load_scene, sample_capture
+from kaleido_diffusers.data.sources import CaptureSource, capture_views
+from kaleido_diffusers.training.batches import validation_samples
+from kaleido_diffusers.training.config import LoraOptions, TrainConfig
+from kaleido_diffusers.training.loop import Trainer, latest_checkpoint
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    make_pipeline(num_layers=2).save_pretrained(folder)
+    return folder
+
+
+def make_config(output: Path, base: Path, **options) -> TrainConfig:
+    defaults = {
+        "size": 8, "batch": 2, "views": 4, "steps": 8, "warmup_steps": 2, "save_every": 3, "validate_every": 4,
+        "log_every": 1, "tracker": "none", "workers": 0, "data": (sample_capture(),), "optimizer": "adamw",
+        "other_lr": 1e-2, "in_memory": True, "lora": LoraOptions(rank=2), "validation_photos": 3, "patience": 9,
+        "validation_steps": 2, "ema_decay": 0.9,
+    }  # fmt: skip
+    return TrainConfig(output=output, init_from=base, **{**defaults, **options})
+
+
+@pytest.mark.parametrize("options", [{}, {"dora": True}, {"rslora": True, "targets": ("attention",)}])
+def test_an_adapter_stopped_between_steps_resumes_to_the_same_weights(tmp_path, base, options):
+    config = make_config(tmp_path / "whole", base, lora=LoraOptions(rank=2, **options))
+    Trainer(config).train()
+    parts = replace(config, output=tmp_path / "parts", max_minutes=0.0)
+    for _ in range(8):
+        Trainer(parts).train()
+    for name in ("transformer", "transformer_ema"):
+        file = f"{name}/adapter.safetensors"
+        whole, resumed = (load_file(latest_checkpoint(tmp_path / run) / file) for run in ("whole", "parts"))
+        assert whole.keys() == resumed.keys() and all("lora" in key for key in whole)
+        assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
+    lines = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    minutes = [line["minutes"] for line in lines]
+    assert minutes == sorted(minutes), "the minutes of all calls count"
+    file = "adapter/pytorch_lora_weights.safetensors"
+    whole, resumed = (load_file(tmp_path / run / file) for run in ("whole", "parts"))
+    assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
+
+
+def test_the_base_stays_and_the_adapter_changes_what_is_rendered(tmp_path, base):
+    trainer = Trainer(make_config(tmp_path, base))
+    trained = {name for name, p in trainer.transformer.named_parameters() if p.requires_grad}
+    assert trained and all("lora" in name for name in trained)
+    folder = trainer.train()
+    before = KaleidoViewSynthesisPipeline.from_pretrained(base).transformer.state_dict()
+    after = trainer.transformer.state_dict()
+    for key, tensor in before.items():
+        found = after.get(key, after.get(key.replace(".weight", ".base_layer.weight")))
+        found = after[key.replace(".bias", ".base_layer.bias")] if found is None else found
+        assert torch.equal(found, tensor), key
+
+    scene = load_scene(sample_capture())
+    pipe = KaleidoViewSynthesisPipeline.from_pretrained(base)
+    pipe.set_progress_bar_config(disable=True)
+
+    def render(pipe) -> torch.Tensor:
+        options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0), "output_type": "pt"}
+        return pipe(scene.images[[1, 9]], scene.cameras[[1, 9]], scene.cameras[[5]], **options).images
+
+    plain = render(pipe)
+    pipe.load_lora_weights(folder)
+    adapted = render(pipe)
+    assert not torch.equal(adapted, plain)
+    torch.testing.assert_close(adapted, render(trainer.result()), rtol=0, atol=1e-6)
+    pipe.unload_lora_weights()
+    assert torch.equal(render(pipe), plain)
+
+
+def test_the_best_weights_are_kept_and_the_run_stops_when_there_are_no_better_ones(tmp_path, base, monkeypatch):
+    scores = iter([10.0, 12.0, 11.0, 11.5, 13.0])
+    monkeypatch.setattr(Trainer, "validate", lambda self: {"validation_psnr": next(scores)})
+    config = make_config(tmp_path, base, patience=2, validate_every=2, steps=40, save_every=100)
+    trainer = Trainer(config)
+    seen = {}
+    judge = Trainer._judge
+
+    def watched(self, found):
+        seen[self.step] = {key: value.clone() for key, value in self.pipeline().transformer.state_dict().items()}
+        return judge(self, found)
+
+    monkeypatch.setattr(Trainer, "_judge", watched)
+    trainer.train()
+    assert (trainer.step, trainer.best_step, trainer.best_score) == (8, 4, 12.0)
+    for key, tensor in trainer.result().transformer.state_dict().items():
+        assert torch.equal(tensor, seen[4][key])
+    assert [path.name for path in tmp_path.glob("best-*")] == ["best-4"]
+    again = Trainer(config)
+    assert (again.step, again.best_step) == (8, 4)
+    again.train()
+    assert again.step == 8, "a run that has stopped stays so"
+
+
+def test_a_full_fine_tune_goes_through_the_same_loop(tmp_path, base):
+    trainer = Trainer(make_config(tmp_path, base, lora=LoraOptions(), optimizer="muon"))
+    folder = trainer.train()
+    pipe = KaleidoViewSynthesisPipeline.from_pretrained(folder)
+    kept = trainer.result().transformer.state_dict()
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in pipe.transformer.state_dict().items())
+    before = KaleidoViewSynthesisPipeline.from_pretrained(base).transformer.state_dict()
+    assert any(not torch.equal(tensor, before[key]) for key, tensor in kept.items())
+
+
+def test_validation_photos_are_neither_trained_on_nor_tested_on(tmp_path, base):
+    scene = load_scene(sample_capture())
+    test, validation, train = (capture_views(scene, split, 3) for split in ("test", "validation", "train"))
+    assert len(validation) == 3 and sorted(test + validation + train) == list(range(40))
+    assert validation[0] > 3 and validation[-1] < 36, "they are spread over the capture"
+    assert len(CaptureSource(sample_capture(), 8, "train", 3)[0]) == len(train) == 32
+    ((sample, count),) = validation_samples(make_config(tmp_path, base, validation_references=5))
+    assert (len(sample), count) == (8, 5)
+    assert capture_views(scene, "train") == sorted(train + validation)
+    with pytest.raises(ValueError, match="34 of 35 training photos"):
+        capture_views(scene, "train", 34)
+
+
+def test_an_adapter_needs_a_base(tmp_path):
+    with pytest.raises(ValueError, match="pass --init-from"):
+        Trainer(TrainConfig(output=tmp_path, lora=LoraOptions(rank=2), tracker="none"))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_kaleido_lora(full, tmp_path, base, capsys):
+    words = f"lora sample --output {tmp_path} --checkpoint {base} --steps 4 --batch 2 --views 4 --references 1 2"
+    words += " --rank 2 --validate-every 2 --scored-references 3 6 --denoising-steps 2 --validation-photos 2"
+    assert cli.main([*words.split(), *(["--full"] if full else [])]) == 0
+    out = capsys.readouterr().out
+    for word in ("| base ", "| fine-tuned ", "| nearest ", "4 steps", "peak memory"):
+        assert word in out, out
+    folder = tmp_path / ("pipeline" if full else "adapter")
+    assert (folder / "test_photos.png").is_file()
+    if not full:
+        assert " MB" in out and "PSNR" in (folder / "README.md").read_text()
