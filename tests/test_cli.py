@@ -49,6 +49,8 @@ def test_render_writes_what_it_names(checkpoint, tmp_path, capsys):
         ("render photo.jpg --trajectory orbit", "photo.jpg: no such image"),
         ("render sample --export colmap", "pass --trajectory"),
         ("render sample --split 3", "no split '3'; it has none"),
+        ("render sample --test-every 0", "--test-every must be at least 2"),
+        ("render sample --fov 50", "--fov is for a single photo"),
         ("render sample --downscale 2", "none of the 40 images"),
         ("render sample --device nothing", "--device 'nothing'"),
         ("render sample --attention-backend flash", "--attention-backend 'flash'"),

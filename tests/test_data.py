@@ -22,7 +22,13 @@ from kaleido_diffusers.data.images import (
     load_image,
     to_rgb,
 )
-from kaleido_diffusers.data.view_sampling import choose_references, coverage, held_out_views, reference_order
+from kaleido_diffusers.data.view_sampling import (
+    choose_references,
+    coverage,
+    held_out_views,
+    reference_order,
+    split_views,
+)
 from kaleido_diffusers.evaluation.baselines import nearest_reference
 from kaleido_diffusers.evaluation.metrics import psnr
 
@@ -177,6 +183,40 @@ def test_references_that_see_the_targets():
         truth, wanted = scene.fitted(targets, 48, 48)
         scores.append(float(psnr(nearest_reference(images, cameras, wanted), truth).mean()))
     assert scores[0] > scores[1] + 0.5, "they tell more of the targets than references that are spread out"
+
+
+def test_splits_never_share_views():
+    views = list(range(20))
+    cases = [None, {"train": views[:12]}, {"train": views[:12], "val": views[12:]}, {"val": [3, 4]}]
+    cases += [{"test": [1, 2]}, {"train": views, "test": [1, 2]}, {"train": views}]
+    for splits in cases:
+        test, train = (split_views(20, splits, split) for split in ("test", "train"))
+        assert test and train and not set(test) & set(train), splits
+        assert not set(split_views(20, splits, "validation")) & set(train), splits
+    assert split_views(20, {"train": views[:12], "val": views[12:]}, "test") == views[12:]
+    assert split_views(20, {"train": [0, 1], "test": []}, "test") == [], "what is named and not there stays empty"
+    assert split_views(20, {"test": [3]}, "test", every=10) == [0, 10]
+    numbered = {"train_3": [1, 2, 3], "test_3": [9], "test": [4]}
+    assert (split_views(20, numbered, "test", number="3"), split_views(20, numbered, "train", number="3")) == (
+        [9],
+        [1, 2, 3],
+    )
+    with pytest.raises(ValueError, match="no split '6'; it has 3"):
+        split_views(20, numbered, "test", number="6")
+    with pytest.raises(ValueError, match="give one"):
+        split_views(20, numbered, "test", every=8, number="3")
+
+
+def test_where_nothing_is_seen_references_spread():
+    poses = torch.eye(4, dtype=torch.float64).repeat(10, 1, 1)
+    poses[:, 0, 3] = torch.arange(10)
+    cameras = Cameras.from_fov(poses, 40.0, [8, 8])
+    behind = Cameras.from_fov(
+        look_at(torch.tensor([[0.0, 0, -99]]), torch.tensor([[0.0, 0, -200]]), torch.tensor([0.0, -1, 0])).double(),
+        40.0,
+        [8, 8],
+    )
+    assert {0, 9} <= set(choose_references(cameras, 3, range(10), behind))
 
 
 def test_coverage_falls_with_angle_distance_and_the_border():

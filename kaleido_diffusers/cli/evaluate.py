@@ -70,6 +70,8 @@ class Evaluate:
             scene = self.capture.load(self.data)
             targets, rest = self.capture.split_of(scene)
             cases, total = [capture_case(scene, targets, size, size, most, rest)], 1
+            if min(self.references) > len(rest):
+                raise ValueError(f"--references: {scene.name} has {len(rest)} photos that may be references.")
         options = {"height": size, "width": size, "num_inference_steps": self.steps}
         options |= {"guidance_scale": self.guidance_scale, "views_per_group": self.views_per_group}
         if pipe is not None:

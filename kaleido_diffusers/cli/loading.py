@@ -35,6 +35,8 @@ class CaptureOptions:
 
     def load(self, path: str) -> Scene:
         """The capture in the folder `path`; `sample` is the one that ships with the package."""
+        if self.test_every is not None and self.test_every < 2:
+            raise ValueError(f"--test-every must be at least 2, got {self.test_every}.")
         folder = sample_capture() if path == "sample" else path
         options = {"images": self.images, "downscale": self.downscale, "scene": self.scene}
         return load_scene(folder, self.missing, **options)
@@ -43,6 +45,9 @@ class CaptureOptions:
         """Views that are kept back, and those that may be references."""
         arguments = (len(scene), scene.splits)
         test, train = (split_views(*arguments, split, self.test_every, self.split) for split in ("test", "train"))
+        if not test or not train:
+            which = "to be kept back" if not test else "left to be references"
+            raise ValueError(f"{scene.name}: none of the {len(scene)} photos is {which}.")
         return test, train
 
 

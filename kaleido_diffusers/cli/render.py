@@ -85,6 +85,8 @@ class Render:
     """Folder for what is written."""
 
     def run(self) -> None:
+        if self.fov is not None and not is_photo(self.capture):
+            raise ValueError("--fov is for a single photo: a capture brings its lenses.")
         if self.export != "none" and self.trajectory == "none":
             raise ValueError("--export writes a fly-through: pass --trajectory.")
         if self.trajectory == "none" and (self.targets == "none" or is_photo(self.capture)):
@@ -113,8 +115,9 @@ class Render:
 
     def _views(self, scene: Scene) -> tuple[list[int], list[int], Cameras | None]:
         """Targets, references, and the path of the fly-through."""
-        targets, candidates = self.capture_options.split_of(scene)
-        if self.targets != "held-out":
+        if self.targets == "held-out":
+            targets, candidates = self.capture_options.split_of(scene)
+        else:
             targets = self._numbered(len(scene))
             candidates = [view for view in range(len(scene)) if view not in targets]
         path = self._path(scene, choose_references(scene.cameras, min(self.references, len(candidates)), candidates))
@@ -125,7 +128,7 @@ class Render:
         if self.targets == "none":
             return []
         try:
-            targets = [int(word) for word in self.targets.split(",")]
+            targets = list(dict.fromkeys(int(word) for word in self.targets.split(",")))
         except ValueError:
             targets = [-1]
         if not all(0 <= target < num_views for target in targets):
@@ -180,7 +183,8 @@ class Render:
         print(f"{'target':>8}  {'generated':>9}  {'nearest reference':>17}   (PSNR, dB)")
         for target, score, base in zip(targets, scores, baseline):
             print(f"{target:>8}  {score:>9.2f}  {base:>17.2f}")
-        print(f"{'mean':>8}  {scores.mean():>9.2f}  {baseline.mean():>17.2f}")
+        means = [values[values.isfinite()].mean() for values in (scores, baseline)]  # a capture may hold a photo twice
+        print(f"{'mean':>8}  {means[0]:>9.2f}  {means[1]:>17.2f}")
 
         rows = {
             "generated": generated,

@@ -201,6 +201,8 @@ def write_video(path: str | os.PathLike, frames: Sequence[PIL.Image.Image], fps:
         `Path`: `path`.
     """
     path = Path(path)
+    if not fps > 0:
+        raise ValueError(f"`fps` must be positive, got {fps}.")
     if not len(frames):
         raise ValueError("A video needs at least one frame.")
     if len({frame.size for frame in frames}) != 1:

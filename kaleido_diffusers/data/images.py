@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -34,27 +34,33 @@ MAX_IMAGE_PIXELS = 150_000_000  # larger images are refused before they are deco
 
 _EXIF_ORIENTATION = 0x0112
 
+# Our own limit stands above. Set once: to do so around each call is not safe in threads.
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
+
 
 class CaptureError(ValueError):
     """A capture or an image that cannot be read: the message names the file, and the field where there is one."""
 
 
 def load_image(
-    path: str | os.PathLike, background: tuple[int, int, int] = (255, 255, 255), exif: bool = True
+    path: str | os.PathLike | BinaryIO,
+    background: tuple[int, int, int] = (255, 255, 255),
+    exif: bool = True,
+    name: str | None = None,
 ) -> PIL.Image.Image:
     """
     Opens an image as 8-bit RGB: transparency is laid over `background`, grey and 16-bit images are converted, and an
-    EXIF rotation is applied unless `exif` is false.
+    EXIF rotation is applied unless `exif` is false. `name` is what errors call it, `path` when not given.
 
     Raises [`CaptureError`] for files that are missing, truncated, not an image, or larger than `MAX_IMAGE_PIXELS`.
     """
-    image = open_image(path)
+    image = open_image(path, name)
     try:
         image.load()
         image = PIL.ImageOps.exif_transpose(image) if exif else image
         return to_rgb(image, background)
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError, IndexError, TypeError) as error:
-        raise CaptureError(f"{path}: the image is damaged or cut short ({error}).") from error
+        raise CaptureError(f"{name or path}: the image is damaged or cut short ({error}).") from error
 
 
 def load_mask(path: str | os.PathLike, like: str | os.PathLike | None = None) -> PIL.Image.Image:
@@ -63,26 +69,28 @@ def load_mask(path: str | os.PathLike, like: str | os.PathLike | None = None) ->
 
     Raises [`CaptureError`] as [`load_image`] does.
     """
-    mask = load_image(path, exif=False).convert("L")
-    turns = 0 if like is None else upright_turns(open_image(like))
+    mask, turns = load_image(path, exif=False).convert("L"), 0
+    if like is not None:
+        with open_image(like) as photo:
+            turns = upright_turns(photo)
     return mask.rotate(90 * turns, expand=True) if turns else mask
 
 
-def open_image(path: str | os.PathLike) -> PIL.Image.Image:
+def open_image(path: str | os.PathLike | BinaryIO, name: str | None = None) -> PIL.Image.Image:
     """Reads the header of an image, not its pixels; raises [`CaptureError`] as [`load_image`] does."""
+    name = name or path
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # our own limit is below
-            image = PIL.Image.open(path)
+        image = PIL.Image.open(path)
     except FileNotFoundError as error:
-        raise CaptureError(f"{path}: no such image.") from error
+        raise CaptureError(f"{name}: no such image.") from error
     except PIL.Image.DecompressionBombError as error:
-        raise CaptureError(f"{path}: the image is larger than {MAX_IMAGE_PIXELS} pixels.") from error
+        raise CaptureError(f"{name}: the image is larger than {MAX_IMAGE_PIXELS} pixels.") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        raise CaptureError(f"{path}: not an image that can be read ({error}).") from error
+        raise CaptureError(f"{name}: not an image that can be read ({error}).") from error
     if image.width * image.height > MAX_IMAGE_PIXELS:
+        image.close()
         raise CaptureError(
-            f"{path}: {image.width} x {image.height} pixels are more than the {MAX_IMAGE_PIXELS} that are allowed."
+            f"{name}: {image.width} x {image.height} pixels are more than the {MAX_IMAGE_PIXELS} that are allowed."
         )
     return image
 
@@ -93,6 +101,8 @@ def upright_turns(image: PIL.Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info:
         return 0  # getexif() would decode the whole image, to look behind the pixels
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    if image.format == "TIFF" and orientation != 1:
+        raise CaptureError(f"{image.filename}: a TIFF photo with a rotation is not supported: save it upright.")
     if orientation in (2, 4, 5, 7):
         raise CaptureError(f"{image.filename}: the EXIF orientation {orientation} mirrors the photo.")
     return {3: 2, 6: 3, 8: 1}.get(orientation, 0)

@@ -15,6 +15,7 @@ __all__ = ["ColmapLens", "FisheyeLens", "Lens", "RadialTangentialLens", "undisto
 
 _MOST_ZOOM = 4.0
 _GRID = 65
+_BAND = 128  # rows
 
 
 class Lens(Protocol):
@@ -126,12 +127,15 @@ def undistort(image: torch.Tensor, camera: Cameras, lens: Lens) -> tuple[torch.T
     """
     undistorted = undistorted_camera(camera, lens)
     height, width = image.shape[-2:]
-    options = dict(dtype=torch.float64)
-    y, x = torch.meshgrid(torch.arange(height, **options) + 0.5, torch.arange(width, **options) + 0.5, indexing="ij")
-    pixels = _photo_pixels(torch.stack([x, y], dim=-1), undistorted.intrinsics, camera.intrinsics, lens)
-    grid = 2 * pixels / torch.tensor([width, height]) - 1
     options = dict(mode="bilinear", padding_mode="border", align_corners=False)
-    return F.grid_sample(image[None], grid[None].to(image.dtype), **options)[0], undistorted
+    x, result = torch.arange(width, dtype=torch.float64) + 0.5, torch.empty_like(image)
+    for top in range(0, height, _BAND):  # in bands: where each pixel comes from takes far more room than the pixel
+        y = torch.arange(top, min(top + _BAND, height), dtype=torch.float64) + 0.5
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        pixels = _photo_pixels(grid, undistorted.intrinsics, camera.intrinsics, lens)
+        grid = (2 * pixels / torch.tensor([width, height]) - 1).to(image.dtype)
+        result[:, top : top + _BAND] = F.grid_sample(image[None], grid[None], **options)[0]
+    return result, undistorted
 
 
 def undistorted_camera(camera: Cameras, lens: Lens) -> Cameras:
@@ -152,6 +156,9 @@ def undistorted_camera(camera: Cameras, lens: Lens) -> Cameras:
         return bool(((pixels >= -1e-9) & (pixels <= size + 1e-9)).all())
 
     low, high = 1.0, _MOST_ZOOM
+    center = camera.intrinsics[:2, 2]
+    if not ((center > 0) & (center < size)).all():
+        raise CaptureError(f"the principal point {center.tolist()} lies outside the photo: {lens} cannot be undone.")
     if not inside(high):
         raise CaptureError(f"{lens} folds the image over itself and cannot be undone.")
     if inside(low):

@@ -64,12 +64,14 @@ class Photo:
         return self._straight(as_image_tensor(self.path, "photo", self.background, exif=self.exif))
 
     def load_mask(self) -> PIL.Image.Image:
-        """The mask, 8-bit grey, undistorted and upright as the photo. Raises [`CaptureError`] for damaged files, and
-        for a mask of another size than the photo."""
+        """The mask, 8-bit grey, undistorted and upright as the photo; resized where the photo is a smaller copy.
+        Raises [`CaptureError`] for damaged files, and for a mask of another shape than the photo."""
         mask = load_mask(self.mask_path, like=self.path if self.exif else None)
         height, width = self.optics.camera.image_sizes.tolist()
-        if mask.size != (width, height):
+        if abs(mask.width * height / mask.height - width) > 1.5:
             raise CaptureError(f"{self.mask_path}: the mask has {mask.size} pixels, its photo {(width, height)}.")
+        if mask.size != (width, height):
+            mask = mask.resize((width, height), PIL.Image.Resampling.BOX)
         return self._straight(as_image_tensor(mask)).convert("L")
 
     def _straight(self, tensor: torch.Tensor) -> PIL.Image.Image:

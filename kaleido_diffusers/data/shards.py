@@ -7,11 +7,10 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import PIL.Image
 import torch
 
 from ..cameras import Cameras
-from .images import CaptureError, as_image_tensor, fit_cameras, fit_views, tensor_to_image
+from .images import CaptureError, as_image_tensor, fit_cameras, fit_views, load_image, tensor_to_image
 from .samples import SceneSample
 
 
@@ -74,11 +73,9 @@ class ShardSource:
 
     def __getitem__(self, index: int) -> SceneSample:
         encoded, arrays = self.parts(index)
-        try:
-            images = [as_image_tensor(PIL.Image.open(io.BytesIO(content))) for content in encoded]
-        except (ValueError, OSError, SyntaxError) as error:
-            file, name, _ = self._scenes[index]
-            raise CaptureError(f"{file}, scene {name!r}: cannot be read ({error}).") from error
+        file, name, _ = self._scenes[index]
+        where = f"{file}, scene {name!r}"
+        images = [as_image_tensor(load_image(io.BytesIO(content), exif=False, name=where)) for content in encoded]
         return self._sample(images, arrays)
 
     def _sample(self, images: list[torch.Tensor], arrays: dict[str, torch.Tensor]) -> SceneSample:

@@ -14,6 +14,7 @@ _GRID = 6  # points along each side of a target's picture
 _DEPTHS = (0.5, 0.75, 1.0, 1.4, 2.0)  # of the distance that the cameras look at
 _ANGLE = 30.0  # degrees between two rays to a point after which the one says little of the other
 _MOST_TARGETS = 32
+_CHUNK = 64  # cameras looked at together
 
 
 def held_out_views(num_views: int, every: int = 8) -> list[int]:
@@ -34,24 +35,35 @@ def split_views(
 
     Args:
         num_views (`int`): of the capture.
-        splits (`dict[str, list[int]]`, *optional*): what its files name; every eighth view is held out without them.
+        splits (`dict[str, list[int]]`, *optional*): what its files name. Without a test split, what is not in the
+            others is held out, or the validation split; without any, every eighth view.
         split (`str`): `"train"`, `"validation"` (`"test"`, where the files name none) or `"test"`.
         every (`int`, *optional*): hold out every so many views, whatever the files name.
         number (`str`, *optional*): take the split of `train_test_split_<number>.json`; raises `ValueError` where the
             capture has none.
     """
+    if every is not None and number is not None:
+        raise ValueError("`every` and `number` are two ways to say which views are held out: give one.")
     splits = {} if every is not None else splits or {}
     if number is not None:
         if f"test_{number}" not in splits:
             known = sorted(key.removeprefix("test_") for key in splits if key.startswith("test_"))
             raise ValueError(f"The capture has no split {number!r}; it has {', '.join(known) or 'none'}.")
         splits = {key: splits[f"{key}_{number}"] for key in ("train", "test")}
-    test = splits.get("test") or held_out_views(num_views, every or 8)
+    views, validation = range(num_views), splits.get("val", [])
+    if "test" in splits:
+        test = splits["test"]
+    elif "train" in splits or validation:
+        train = splits.get("train", [view for view in views if view not in validation])
+        test = [view for view in views if view not in train and view not in validation] or validation
+        test = test or [train[place] for place in held_out_views(len(train))]
+    else:
+        test = held_out_views(num_views, 8 if every is None else every)
     if split == "test":
         return test
     if split == "validation":
-        return splits.get("val") or test
-    return splits.get("train") or [view for view in range(num_views) if view not in test]
+        return validation or test
+    return [view for view in splits.get("train", views) if view not in test and view not in validation]
 
 
 def coverage(cameras: Cameras, targets: Cameras) -> torch.Tensor:
@@ -74,6 +86,12 @@ def coverage(cameras: Cameras, targets: Cameras) -> torch.Tensor:
     own = points - targets.centers[:, None]
     sharpness = targets.intrinsics[:, None, 0, 0] / own.norm(dim=-1)
     points, own, sharpness = points.flatten(0, 1), own.flatten(0, 1), sharpness.flatten()
+    chunks = [range(start, min(start + _CHUNK, len(cameras))) for start in range(0, len(cameras), _CHUNK)]
+    return torch.cat([_seen(cameras[list(chunk)], points, own, sharpness) for chunk in chunks])
+
+
+def _seen(cameras: Cameras, points: torch.Tensor, own: torch.Tensor, sharpness: torch.Tensor) -> torch.Tensor:
+    """How well cameras see points `[P, 3]` that their targets see along `own` `[P, 3]` with `sharpness` `[P]`."""
     seen, ahead = cameras.project(points.expand(len(cameras), -1, 3))
     inside = ((seen >= 0) & (seen <= cameras.image_sizes.flip(-1)[:, None])).all(-1) & (ahead > 0)
     rays = points - cameras.centers[:, None]
@@ -95,16 +113,20 @@ def reference_order(
     candidates = list(candidates)
     if not 1 <= count <= len(candidates):
         raise ValueError(f"The number of references must lie between 1 and {len(candidates)}, got {count}.")
+    poses = cameras[candidates].world_from_camera
+    poses = scene_frame(poses, len(poses)).normalize(poses)
+    distances = view_distances(poses, poses)
     if targets is None:
-        poses = cameras[candidates].world_from_camera
-        poses = scene_frame(poses, len(poses)).normalize(poses)
-        return [candidates[index] for index in farthest_views(view_distances(poses, poses), count)]
+        return [candidates[index] for index in farthest_views(distances, count)]
     scores = coverage(cameras[candidates], targets)
     chosen: list[int] = []
     covered = torch.zeros(scores.shape[1], dtype=scores.dtype)
-    for _ in range(count):
-        gains = torch.maximum(scores, covered).sum(-1)
-        gains[chosen] = -torch.inf
+    while len(chosen) < count:
+        gains = (scores - covered).clamp_min(0).sum(-1)
+        gains[chosen] = 0.0
+        if gains.max() <= 1e-9:
+            chosen += farthest_views(distances, count - len(chosen), chosen)
+            break
         chosen.append(int(gains.argmax()))
         covered = torch.maximum(covered, scores[chosen[-1]])
     return [candidates[index] for index in chosen]

@@ -92,8 +92,9 @@ class EvaluationResult:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean of the values that were taken."""
-    return float(torch.tensor(values).nanmean())
+    """Mean of the values that were taken and are finite: a capture may hold a photo twice."""
+    values = torch.tensor(values)
+    return float(values.where(values.isfinite(), torch.nan).nanmean())
 
 
 def _means(scores: Sequence[Score]) -> dict[str, float]:

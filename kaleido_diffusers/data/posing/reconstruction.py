@@ -155,7 +155,10 @@ def estimate_poses(
     settings = {"matching": matching, "max_image_size": max_image_size, "max_features": max_features, "seed": seed}
     has_begun = _is_begun(output, files, settings)
     if (output / "report.json").is_file():
-        return PoseReport(**load_json(output / "report.json"))
+        try:
+            return PoseReport(**load_json(output / "report.json"))
+        except TypeError as error:
+            raise CaptureError(f"{output / 'report.json'}: not a report of a run ({error}).") from error
     photos = _inspect(files)
     unsharp = _judge(photos, identical)
     if not has_begun:
@@ -271,8 +274,10 @@ def _is_begun(output: Path, files: list[_File], settings: dict[str, Any]) -> boo
     if not record.is_file():
         inputs = {file.path.resolve() for file in files}
         images = output / "images"
-        strangers = [path.name for path in images.iterdir() if path.resolve() not in inputs] if images.is_dir() else []
-        strangers += [name for name in ("sparse", "database.db", "report.json") if (output / name).exists()]
+        there = [path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES] if images.is_dir() else []
+        strangers = [path.name for path in there if path.resolve() not in inputs]
+        names = ("sparse", "database.db", "report.json", "transforms.json", "transforms_train.json")
+        strangers += [name for name in names if (output / name).exists()]
         if strangers:
             raise CaptureError(f"{output} holds something else already ({listed(strangers)}): choose another folder.")
         return False

@@ -233,6 +233,8 @@ def _signatures(descriptors: Callable[[int], np.ndarray], count: int, seed: int)
     generator = np.random.default_rng(seed)
     sample = [generator.permutation(descriptors(number))[:200] for number in range(count)]
     sample = np.concatenate(sample).astype(np.float32)
+    if not len(sample):  # blank photos look like nothing
+        return np.zeros((count, 1), np.float32)
     words = generator.permutation(sample)[:_WORDS]
     for _ in range(10):
         nearest = _nearest(sample, words)

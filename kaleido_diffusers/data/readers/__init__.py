@@ -73,7 +73,7 @@ def load_scene(
         background (`tuple[int, int, int]`, defaults to white):
             RGB behind transparent pixels.
         images (`str` or `Path`, *optional*):
-            Folder of the photos, where they do not lie with the cameras.
+            Folder of the photos, or what the names of the format start from, where that is not with the cameras.
         downscale (`int`, *optional*):
             Take the photos from `images_2`, `images_4` or `images_8`, and scale the cameras. They are taken, too,
             where the full size is not there.
@@ -84,7 +84,7 @@ def load_scene(
         [`CaptureError`]: when the folder holds no known format, or what it holds cannot be read; the message names the
         file and the field.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     if missing not in ("error", "skip"):
         raise ValueError(f"`missing` must be 'error' or 'skip', got {missing!r}.")
     if downscale is not None and downscale < 2:

@@ -34,6 +34,8 @@ __all__ = [
     "intrinsics_of",
     "load_json",
     "printable",
+    "scene_name",
+    "smaller_copy",
 ]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -72,6 +74,7 @@ class Frame:
         lens ([`Lens`], *optional*): distortion.
         time (`float`, *optional*): seconds.
         mask_path (`Path`, *optional*): where its mask should be.
+        root (`Path`, *optional*): folder that the photo must stay in, whatever it links to; its own when not given.
         is_scaled (`bool`): whether the photo may be a smaller copy of what the camera is for.
     """
 
@@ -83,6 +86,7 @@ class Frame:
     lens: Lens | None = None
     time: float | None = None
     mask_path: Path | None = None
+    root: Path | None = None
     is_scaled: bool = False
 
 
@@ -118,28 +122,54 @@ def assemble(
     if not frames:
         raise CaptureError(f"{where}: lists no frames.")
     splits = {**(splits or {}), **_split_files(folder, [frame.name for frame in frames])}
-    frames = _present(where, [_sized(frame, options.downscale) for frame in frames], options.missing)
+    splits = _known(where, splits, [frame.name for frame in frames])
+    frames = _present(where, [_sized(where, frame, options.downscale) for frame in frames], options.missing)
     poses = _checked_poses(where, frames)
     described = {id(frame): f"{where}, frame {frame.name!r}" for frame in frames}
     headers = _headers([frame.path for frame in frames])
     optics: dict[tuple, Optics] = {}
-    photos = [
-        _photo(frame, *header, optics, options.background, described[id(frame)])
-        for frame, header in zip(frames, headers)
-    ]
+    photos = [_photo(frame, *header, optics, options, described[id(frame)]) for frame, header in zip(frames, headers)]
     names = dict(zip(map(id, photos), described.values()))
-    masks = [photo.mask_path for photo in photos]
+    has_masks = _has_all(where, "masks", [photo.mask_path is not None for photo in photos])
     times = [frame.time for frame in frames]
+    if None in times and any(time is not None for time in times):
+        raise CaptureError(f"{where}: {times.count(None)} of {len(times)} frames have no `time`, the others have one.")
     return Scene(
         images=SceneImages([photo.load for photo in photos]),
         cameras=photo_cameras(photos, poses, lambda photo: names[id(photo)]),
-        name=printable(folder.resolve().name),
+        name=scene_name(folder),
         times=None if None in times else torch.tensor(times, dtype=torch.float64),
-        masks=None if None in masks else SceneImages([photo.load_mask for photo in photos]),
+        masks=SceneImages([photo.load_mask for photo in photos]) if has_masks else None,
         points=points,
         image_paths=[photo.path for photo in photos],
         splits=_indexed(splits, [frame.name for frame in frames]),
     )
+
+
+def _has_all(where: Path, what: str, there: list[bool]) -> bool:
+    """Whether every photo has one; warns where only some do, and none are used."""
+    if any(there) and not all(there):
+        warnings.warn(
+            f"{where}: {there.count(False)} of {len(there)} photos have no {what}: none are used.", stacklevel=5
+        )
+    return all(there)
+
+
+def scene_name(folder: Path) -> str:
+    """What to call the scene of a folder, which is part of the names of what is written about it."""
+    name = folder.resolve().name
+    name = folder.resolve().parent.name if name == "nerfstudio" else name  # DL3DV
+    return printable(name) or "capture"
+
+
+def _known(where: Path, splits: dict[str, Iterable[str]], names: list[str]) -> dict[str, list[str]]:
+    """Splits by the names that frames have: `./a.png` is `a.png`."""
+    plain = {os.path.normpath(name): name for name in names}
+    for key, chosen in splits.items():
+        strangers = [name for name in chosen if os.path.normpath(name) not in plain]
+        if strangers:
+            raise CaptureError(f"{where}: the {key} split names what is no frame ({_some(strangers)}).")
+    return {key: [plain[os.path.normpath(name)] for name in chosen] for key, chosen in splits.items()}
 
 
 def _split_files(folder: Path, names: list[str]) -> dict[str, list[str]]:
@@ -173,17 +203,32 @@ def load_json(file: Path) -> dict[str, Any]:
     return data
 
 
-def _sized(frame: Frame, downscale: int | None) -> Frame:
+def _sized(where: Path, frame: Frame, downscale: int | None) -> Frame:
     """The frame, its photo taken from `images_2` and its like, beside its folder, if asked to or if it lies nowhere
-    else."""
-    scales = (downscale,) if downscale else () if frame.path.is_file() else _SCALES
-    folder = frame.path.parent
-    for scale in scales:
-        smaller = folder.with_name(f"{folder.name}_{scale}")
-        found = next((p for s in ("", *IMAGE_SUFFIXES) if (p := _with(smaller / frame.path.name, s)).is_file()), None)
+    else. Raises [`CaptureError`] where the photo lies outside its root."""
+    root = frame.root or frame.path.parent
+    if downscale or not frame.path.is_file():
+        smaller = smaller_copy(root, frame.path, downscale)
+        if smaller is not None:
+            frame = replace(frame, path=smaller, is_scaled=True)
+        elif downscale:
+            frame = replace(frame, path=root / f"(no copy at 1/{downscale})" / frame.path.name)
+    if frame.path.is_file():
+        inside(root, os.path.relpath(frame.path, root), f"{where}, frame {frame.name!r}")
+    return frame
+
+
+def smaller_copy(root: Path, path: Path, downscale: int | None = None) -> Path | None:
+    """The photo in `images_2`, `images_4` or `images_8` beside the folder of `root` that it should lie in."""
+    folder, *rest = path.relative_to(root).parts
+    if not rest:
+        return None
+    for scale in (downscale,) if downscale else _SCALES:
+        listed = Path(root, f"{folder}_{scale}", *rest)
+        found = next((p for suffix in ("", *IMAGE_SUFFIXES) if (p := _with(listed, suffix)).is_file()), None)
         if found is not None:
-            return replace(frame, path=found, is_scaled=True)
-    return frame if downscale is None else replace(frame, path=smaller / frame.path.name)
+            return found
+    return None
 
 
 def _with(path: Path, suffix: str) -> Path:
@@ -262,7 +307,7 @@ def _headers(paths: list[Path]) -> list[tuple[tuple[int, int], int]]:
         return [header for part in pool.map(read, range(0, len(paths), _CHUNK)) for header in part]
 
 
-def _photo(frame: Frame, stored: tuple[int, int], turns: int, optics: dict, background, where: str) -> Photo:
+def _photo(frame: Frame, stored: tuple[int, int], turns: int, optics: dict, options: ReadOptions, where: str) -> Photo:
     """The photo of a frame. `optics` collects what photos share."""
     wanted = frame.size or stored
     is_upright = False
@@ -283,8 +328,10 @@ def _photo(frame: Frame, stored: tuple[int, int], turns: int, optics: dict, back
             raise CaptureError(f"{where}: {error}") from error
         optics[key] = Optics(camera.resized(*stored), frame.lens)
     mask = frame.mask_path if frame.mask_path is not None and frame.mask_path.is_file() else None
+    if mask is None and frame.mask_path is not None and options.missing == "error":
+        raise CaptureError(f"{where}: its mask {frame.mask_path} is missing. Pass `missing='skip'` to go on without.")
     turns, exif = (0, True) if is_upright else (turns, False)
-    return Photo(frame.path, optics[key], turns, exif, background, mask)
+    return Photo(frame.path, optics[key], turns, exif, options.background, mask)
 
 
 def _fits(stored: tuple[int, int], wanted: tuple[int, int], frame: Frame) -> bool:

@@ -76,6 +76,7 @@ def _frame(root: Path, entry: dict[str, Any], where: str, options: ReadOptions) 
         intrinsics=intrinsics_of(*focal.tolist(), *center.tolist()),
         size=(height, width),
         mask_path=inside(root, mask, f"{where}, `mask.path`") if isinstance(mask, str) else None,
+        root=options.images or root,
     )
 
 

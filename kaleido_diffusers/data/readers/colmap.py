@@ -87,7 +87,7 @@ def read_colmap(model: Path, options: ReadOptions) -> Scene:
             raise CaptureError(f"{where}: image {printable(name)!r} has camera {camera_id}, which is not listed.")
         camera = cameras[camera_id]
         path = inside(root, name, f"{where}, name")
-        mask = root.parent / "masks" / f"{name}.png"
+        mask = inside(root.parent, f"masks/{name}.png", f"{where}, name")
         frames.append(
             Frame(
                 name=name,
@@ -97,6 +97,7 @@ def read_colmap(model: Path, options: ReadOptions) -> Scene:
                 size=(camera.height, camera.width),
                 lens=camera.lens,
                 mask_path=mask if mask.is_file() else None,
+                root=root.parent,
             )
         )
     points = torch.tensor(points, dtype=torch.float64).reshape(-1, 3)

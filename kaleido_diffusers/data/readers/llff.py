@@ -8,7 +8,7 @@ import torch
 
 from ..images import CaptureError
 from ..scene import Scene
-from .assembly import Frame, ReadOptions, assemble, file_size, image_files, intrinsics_of
+from .assembly import Frame, ReadOptions, assemble, file_size, image_files, inside, intrinsics_of
 
 
 __all__ = ["find_llff", "read_llff"]
@@ -47,9 +47,11 @@ def read_llff(file: Path, options: ReadOptions) -> Scene:
     for path, pose, (height, width, focal) in zip(paths, poses.tolist(), matrices[:, :, 4].tolist()):
         if not (0 < focal < np.inf and height >= 1 and width >= 1 and height % 1 == width % 1 == 0):
             raise CaptureError(f"{file}, row of {path.name}: height, width, focal are {height}, {width}, {focal}.")
-        mask = next((m for s in (".png", path.suffix) if (m := folder / "masks" / f"{path.stem}{s}").is_file()), None)
+        masks = [inside(folder, f"masks/{path.stem}{suffix}", f"{file}, masks") for suffix in (".png", path.suffix)]
+        mask = next((candidate for candidate in masks if candidate.is_file()), None)
         intrinsics, size = intrinsics_of(focal, focal, width / 2, height / 2), (int(height), int(width))
-        frames.append(Frame(path.name, path, pose, intrinsics, size, mask_path=mask, is_scaled=True))
+        shared = {"mask_path": mask, "root": folder if options.images is None else root, "is_scaled": True}
+        frames.append(Frame(path.name, path, pose, intrinsics, size, **shared))
     return assemble(file, frames, ReadOptions(root, options.missing, options.background), folder)
 
 

@@ -48,6 +48,8 @@ def read_real_estate(file: Path, options: ReadOptions) -> Scene:
             if len(words) != _COLUMNS or not words[0].isdigit():
                 raise ValueError(f"{len(words)} words, {_COLUMNS} needed")
             rows.append([float(word) for word in words[1:]])
+            if any(rows[-1][4:6]):
+                raise ValueError("a lens with distortion, which the format does not describe")
         except ValueError as error:
             raise CaptureError(f"{file}, line {number}: not a camera ({printable(str(error))}).") from error
         numbers.append(words[0])

@@ -1,6 +1,7 @@
 """One photo without any pose as a capture: its camera is the world."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,4 +47,4 @@ def photo_scene(path: str | Path, fov: float | None = None) -> Scene:
         pixels = focal / _DIAGONAL_35MM * math.hypot(image.width, image.height)
         fov = math.degrees(2 * math.atan(image.width / 2 / pixels))
     cameras = Cameras.from_fov(torch.eye(4, dtype=torch.float64)[None], fov, [image.height, image.width])
-    return Scene(SceneImages([lambda: load_image(path)]), cameras, printable(path.stem), image_paths=[path])
+    return Scene(SceneImages([partial(load_image, path)]), cameras, printable(path.stem), image_paths=[path])

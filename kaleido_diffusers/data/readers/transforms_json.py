@@ -12,7 +12,7 @@ from ...cameras import convert_axes
 from ..images import CaptureError, open_image
 from ..lenses import FisheyeLens, Lens, RadialTangentialLens
 from ..scene import Scene
-from .assembly import Frame, ReadOptions, assemble, finite, inside, intrinsics_of, load_json
+from .assembly import Frame, ReadOptions, assemble, finite, inside, intrinsics_of, load_json, smaller_copy
 
 
 __all__ = ["find_blender", "find_transforms", "read_blender", "read_transforms"]
@@ -32,9 +32,10 @@ _EXTENSIONS = (".png", ".jpg", ".jpeg")
 
 
 def find_transforms(path: Path) -> Path | None:
-    """The `transforms.json` of a capture: itself, in its folder, or in `nerfstudio/` of a DL3DV scene."""
+    """The `transforms.json` of a capture: itself, in its folder, or in `nerfstudio/` of a DL3DV scene. Any JSON file
+    that is named itself."""
     if path.is_file():
-        return path if path.suffix == ".json" and not path.name.startswith("transforms_") else None
+        return path if path.suffix == ".json" else None
     return next((f for f in (path / "transforms.json", path / "nerfstudio/transforms.json") if f.is_file()), None)
 
 
@@ -90,25 +91,32 @@ def _frame(file: Path, common: dict[str, Any], frame: Any, number: int, options:
         raise CaptureError(f"{file}: frame {number} must be an object with a `file_path`.")
     name, root = frame["file_path"].replace("\\", "/"), options.images or file.parent
     merged, where = {**common, **frame}, f"{file}, frame {name!r}"
-    path = inside(root, name, f"{file}, frame {number}, `file_path`")
-    if not name.lower().endswith(_EXTENSIONS):  # Blender leaves the extension out
-        named = (path.with_name(path.name + extension) for extension in ("", *_EXTENSIONS))
-        path = next((candidate for candidate in named if _is_file(candidate)), path)
-        inside(root, str(path.relative_to(root)), f"{file}, frame {number}, `file_path`")
+    path = _with_extension(inside(root, name, f"{file}, frame {number}, `file_path`"))
+    if options.images and not _is_file(path):  # the folder of the photos themselves
+        path = _with_extension(options.images / path.name)
     mask = frame.get("mask_path")
     if mask is not None and not isinstance(mask, str):
         raise CaptureError(f"{where}: `mask_path` must be a name.")
-    size = _size(merged, where)
+    size = _size(merged, where) or _size_of_photo(merged, root, path, where)
     return Frame(
         name=name,
         path=path,
         world_from_camera=_pose(frame, where),
-        intrinsics=_intrinsics(merged, size or _size_of_photo(path), where),
+        intrinsics=_intrinsics(merged, size, where),
         size=size,
         lens=_lens(merged, where),
         time=finite(frame["time"], f"{where}: `time`") if "time" in frame else None,
-        mask_path=None if mask is None else inside(root, mask, f"{where}, `mask_path`"),
+        mask_path=None if mask is None else inside(file.parent, mask, f"{where}, `mask_path`"),
+        root=root,
     )
+
+
+def _with_extension(path: Path) -> Path:
+    """Blender leaves the extension out."""
+    if path.name.lower().endswith(_EXTENSIONS):
+        return path
+    named = (path.with_name(path.name + extension) for extension in ("", *_EXTENSIONS))
+    return next((candidate for candidate in named if _is_file(candidate)), path)
 
 
 def _is_file(path: Path) -> bool:
@@ -127,9 +135,15 @@ def _size(frame: dict[str, Any], where: str) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _size_of_photo(path: Path) -> tuple[int, int]:
+def _size_of_photo(frame: dict[str, Any], root: Path, path: Path, where: str) -> tuple[int, int]:
+    """What pixels the intrinsics count in where `w` and `h` are not given: those of the photo as listed. An angle fits
+    a smaller copy as well."""
     if not _is_file(path):
-        return 1, 1  # the frame is left out, or refused, as one without photo
+        path = smaller_copy(root, path)
+        if path is None:
+            return 1, 1  # the frame is left out, or refused, as one without photo
+        if any(key in frame for key in ("fl_x", "fl_y", "cx", "cy")):
+            raise CaptureError(f"{where}: without `w` and `h` the pixels of its lens are not those of {path}.")
     with open_image(path) as image:
         return image.height, image.width
 
