@@ -14,8 +14,12 @@
 
 """Masked autoregressive view synthesis: groups of targets are denoised given a memory of clean views, and join it."""
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,6 +35,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .cameras import farthest_views, scene_frame, view_distances
 from .data.view_inputs import ViewInputs, prepare_view_inputs
+from .hub import push_folder
 from .lora import KaleidoLoraLoaderMixin
 from .reference_cache import KaleidoReferenceCache
 from .scheduling_rectified_flow_view import RectifiedFlowViewScheduler
@@ -225,6 +230,39 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
     @property
     def interrupt(self) -> bool:
         return self._interrupt
+
+    @wraps(DiffusionPipeline.save_pretrained, assigned=())
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs) -> None:
+        """As in diffusers; what `push_to_hub` uploads has a model card, see [`push_folder`]."""
+        names = {"repo_id", "commit_message", "private", "create_pr", "token"} & kwargs.keys()
+        options = {"repo_id": Path(save_directory).name} | {name: kwargs.pop(name) for name in names}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if push_to_hub:
+            push_folder(save_directory, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """As in diffusers, with a model card that tells something, see [`push_folder`]."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return push_folder(
+                folder,
+                repo_id,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                private=private,
+                token=token,
+                create_pr=create_pr,
+                subfolder=subfolder,
+            )
 
     def check_inputs(
         self,

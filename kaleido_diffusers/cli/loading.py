@@ -10,6 +10,7 @@ from ..bundled import bundled_checkpoint, sample_capture
 from ..data.readers import load_scene
 from ..data.scene import Scene
 from ..data.view_sampling import split_views
+from ..hub import explain_hub_error
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 
 
@@ -61,7 +62,10 @@ def load_pipeline(checkpoint: str, device: str = "auto", dtype: str = "float32")
         dtype (`str`, defaults to `"float32"`): precision of the weights.
     """
     folder = bundled_checkpoint() if checkpoint == "bundled" else checkpoint
-    pipe = KaleidoViewSynthesisPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
+    try:
+        pipe = KaleidoViewSynthesisPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
+    except OSError as error:
+        raise OSError(explain_hub_error(error, checkpoint) or str(error)) from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

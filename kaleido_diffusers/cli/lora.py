@@ -10,16 +10,18 @@ import torch
 import tyro
 
 from ..bundled import bundled_checkpoint, sample_capture
+from ..data.files import write_json
 from ..data.readers import load_scene
 from ..data.sources import capture_views
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate
 from ..evaluation.report import contact_sheet, markdown_table
-from ..lora import AdapterInfo, save_adapter
+from ..hub import write_card
+from ..lora import save_adapter
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..training.config import LoraOptions, TrainConfig
 
 
-__all__ = ["Lora", "adapter_card"]
+__all__ = ["Lora"]
 
 COLUMNS = {"model": "", "references": "d", "psnr": ".2f", "ssim": ".3f", "gradient_energy": ".2f", "views": "d"}
 
@@ -95,7 +97,11 @@ class Lora:
             info = replace(trainer.adapter_info(), scores=ours)
             weights = save_adapter(folder, result.transformer, info)
             print(f"{weights}: {weights.stat().st_size / 1e6:.2f} MB")
-            (folder / "README.md").write_text(adapter_card(info, trainer.minutes, table), encoding="utf-8")
+            summary = [
+                {"method": row["model"], **{key: row[key] for key in COLUMNS if key != "model"}} for row in rows
+            ]
+            write_json(folder / "scores.json", {"minutes": round(trainer.minutes, 1), "summary": summary})
+            write_card(folder)
         for path in (folder, config.output / "log.jsonl"):
             print(f"wrote {path}")
 
@@ -165,42 +171,6 @@ class Lora:
                 pictures |= {name: picture["kaleido"], "truth": picture["truth"], "": picture["references"]}
         given = pictures.pop("", torch.zeros(0, 3, size, size))
         return rows, contact_sheet(given, pictures or {"truth": case.images[-len(test) :]}, tile=96)
-
-
-def adapter_card(info: AdapterInfo, minutes: float, table: str) -> str:
-    """The model card of an adapter, in Markdown.
-
-    Args:
-        info (`AdapterInfo`): what is known of it.
-        minutes (`float`): that its training took.
-        table (`str`): scores on the test photos.
-    """
-    return f"""---
-library_name: diffusers
-tags: [kaleido, novel-view-synthesis, lora]
----
-
-# Kaleido on {info.capture}
-
-A LoRA adapter (rank {info.rank}, {" and ".join(info.targets)}) of a Kaleido view synthesis pipeline, fine-tuned on the
-capture {info.capture} at {info.size} x {info.size} pixels for {info.steps} steps and {minutes:.0f} minutes.
-
-![Photos that training did not see: by the base, by the adapter, and as they are](test_photos.png)
-
-```python
-from kaleido_diffusers import KaleidoViewSynthesisPipeline
-
-pipe = KaleidoViewSynthesisPipeline.from_pretrained(BASE)
-pipe.load_lora_weights(FOLDER)
-```
-
-Its base is `{info.base_name}`; other weights are refused (a fingerprint is stored in the file). Scores on photos that
-were neither trained on nor chosen by (PSNR in dB), beside the base, the nearest reference, a flat colour and a plane
-sweep:
-
-{table}
-The adapter knows this scene and no other. It holds what it has learnt from the photos: their licence applies to it.
-"""
 
 
 def _peak_memory() -> str:
