@@ -17,7 +17,7 @@ _SAVE_LOAD = ["save_pretrained", "from_pretrained"]
 
 
 def _state_dict_as_it_is(checkpoint: dict, **kwargs) -> dict:
-    """Single files in our own layout need no renaming."""
+    """`KaleidoSingleFileMixin` has converted it before diffusers asks."""
     return checkpoint
 
 

@@ -27,7 +27,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.cache_utils import CacheMixin
@@ -36,6 +35,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 
 from .cameras import invert_rigid
+from .checkpoints import KaleidoSingleFileMixin
 from .lora import KaleidoAdapterMixin, scales_adapters
 from .reference_cache import KaleidoReferenceCache
 
@@ -327,7 +327,7 @@ class KaleidoTimeEmbedding(nn.Module):
 
 
 class KaleidoTransformer3DModel(
-    KaleidoAdapterMixin, ModelMixin, AttentionMixin, ConfigMixin, FromOriginalModelMixin, CacheMixin
+    KaleidoAdapterMixin, ModelMixin, AttentionMixin, ConfigMixin, KaleidoSingleFileMixin, CacheMixin
 ):
     """
     Kaleido: a decoder-only rectified flow transformer over views.

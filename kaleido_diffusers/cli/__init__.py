@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import tyro
 
+from .convert import Convert
 from .evaluate import Evaluate
 from .info import Info
 from .lora import Lora
 from .poses import Poses
+from .push import Push
 from .render import Render
 from .shard import Shard
 from .train import Train
@@ -23,6 +25,8 @@ VERBS = {
     "train": Train,
     "lora": Lora,
     "evaluate": Evaluate,
+    "convert": Convert,
+    "push": Push,
     "shard": Shard,
     "info": Info,
 }

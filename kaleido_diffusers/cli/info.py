@@ -1,4 +1,4 @@
-"""`kaleido info`: what is installed, what runs here, what ships; or what a capture holds."""
+"""`kaleido info`: what is installed, what runs here, what ships; or what a capture or a checkpoint holds."""
 
 import importlib.metadata
 import logging
@@ -15,6 +15,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from ..bundled import bundled_checkpoint, bundled_scores
 from ..transformer_kaleido import KaleidoTransformer3DModel
 from .capture_info import describe_capture
+from .checkpoint_info import describe_checkpoint, is_checkpoint, print_scores
 from .loading import CaptureOptions
 
 
@@ -36,20 +37,23 @@ PACKAGES = (
 @dataclass
 class Info:
     """Prints versions, the attention backends that work here, and the bundled checkpoint with its scores; or, of a
-    capture, figures and warnings, and draws its cameras."""
+    capture, figures and warnings, and draws its cameras; or, of a checkpoint, config, size, fingerprint and card."""
 
-    capture: Annotated[str | None, tyro.conf.Positional] = None
-    """A capture to describe, in any format that is known, or `sample` for the one that ships with the package."""
+    path: Annotated[str | None, tyro.conf.Positional] = None
+    """A capture to describe, in any format that is known, or `sample` for the one that ships with the package; or a
+    checkpoint: a folder, a file, or `bundled`."""
     capture_options: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
     """How the capture is read and split."""
     output: Path = Path("renders")
     """Folder for the pictures."""
 
     def run(self) -> None:
-        if self.capture is not None:
-            describe_capture(self.capture, self.capture_options, self.output)
-        else:
+        if self.path is None:
             self._describe_package()
+        elif is_checkpoint(self.path):
+            describe_checkpoint(self.path)
+        else:
+            describe_capture(self.path, self.capture_options, self.output)
 
     def _describe_package(self) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,10 +75,7 @@ class Info:
             f" {config.num_attention_heads * config.attention_head_dim}, {config.sample_size} px in patches of"
             f" {config.patch_size}, cameras by {config.camera_encoding}"
         )
-        for key, value in bundled_scores().items():
-            if isinstance(value, dict):
-                value = ", ".join(f"{name} {score}" for name, score in value.items())
-            print(f"  {key}: {value}")
+        print_scores(bundled_scores())
 
 
 def working_attention_backends(device: str) -> list[str]:

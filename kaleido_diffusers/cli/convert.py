@@ -1,0 +1,173 @@
+"""`kaleido convert`: checkpoints of training and of other codes to diffusers' format, and back to a single file."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from huggingface_hub import split_torch_state_dict_into_shards
+
+from ..bundled import bundled_checkpoint
+from ..checkpoints import (
+    CONFIG_KEY,
+    SCHEDULER_KEY,
+    Checkpoint,
+    CheckpointError,
+    convert_weights,
+    load_transformer,
+    read_checkpoint,
+    read_renames,
+    write_safetensors,
+)
+from ..data.files import write_json
+from ..lora import base_architecture
+from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..scheduling_rectified_flow_view import RectifiedFlowViewScheduler
+from ..transformer_kaleido import KaleidoTransformer3DModel
+
+
+__all__ = ["Convert"]
+
+CARRIED = ("README.md", "LICENSE", "scores.json")  # of a pipeline folder, beside its components
+
+
+@dataclass
+class ConfigOptions:
+    """What shapes do not tell, for checkpoints that do not say it."""
+
+    patch_size: int | None = None
+    """Pixels (or latent cells) along a token."""
+    in_channels: int | None = None
+    """Channels of a view."""
+    layer_pattern: tuple[str, ...] | None = None
+    """Layer kinds, repeated over the depth: `global`, `view`."""
+    camera_encoding: Literal["prope", "gta"] | None = None
+    """How cameras enter attention."""
+    rope_axes_dim: tuple[int, int, int] | None = None
+    """Channels of a head that turn with column, row and time."""
+    rope_theta: float | None = None
+    """Base of the rotary frequencies."""
+    rope_time_scale: float | None = None
+    """Rotary positions in one second."""
+    sample_size: int | None = None
+    """Height and width of a view in training."""
+    norm_eps: float | None = None
+    """Epsilon of the norms."""
+    prediction_type: Literal["velocity", "sample"] | None = None
+    """What the model predicts."""
+
+
+@dataclass
+class Convert:
+    """Turns a checkpoint into a folder that diffusers loads, or, where `--output` ends in `.safetensors`, into a file.
+    Reads safetensors, `.pt`/`.pth`/`.bin`/`.ckpt` (weights alone), sharded safetensors, and folders: of
+    torch.distributed.checkpoint, of a pipeline, of a transformer, of training."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """What to convert: a file, a folder, or `bundled`."""
+    output: Path
+    """A folder, or a file that ends in `.safetensors`. Nothing is written over."""
+    weights: Literal["auto", "raw", "ema"] = "auto"
+    """Which weights; `auto` takes averaged ones where there are any."""
+    dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
+    """Precision to write. In 16 bits modulation stays float32, as in `from_pretrained(dtype=torch.float16)`."""
+    rename: Path | None = None
+    """JSON list of `["pattern", "replacement"]` (`null` leaves a tensor out) for names that are not known."""
+    channels_last_patches: bool = False
+    """The output layer (and a patch embedding that is a matrix) has patches as rows, columns, channels."""
+    max_shard_size: str = "10GB"
+    """Largest file of weights in a folder."""
+    config: Annotated[ConfigOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=ConfigOptions)
+    """What shapes do not tell."""
+
+    def run(self) -> None:
+        if self.output.exists():
+            raise CheckpointError(f"{self.output} exists; nothing is written over.")
+        source = bundled_checkpoint() if self.source == "bundled" else self.source
+        renames = None if self.rename is None else read_renames(self.rename)
+        checkpoint = read_checkpoint(source, self.weights, renames)
+        print(f"{source}: {len(checkpoint.tensors)} tensors, {checkpoint.weights} weights")
+        pipe = self._pipeline(checkpoint)
+        self.output.absolute().parent.mkdir(parents=True, exist_ok=True)
+        if self.output.suffix == ".safetensors":
+            self._write_file(pipe)
+        else:
+            self._write_folder(pipe, Path(source))
+        if (Path(source) / "vae").is_dir() and self.output.is_file():
+            print("  the VAE of the pipeline stays behind: a single file holds the transformer alone")
+        print(f"wrote {self.output}")
+
+    def _pipeline(self, checkpoint: Checkpoint) -> KaleidoViewSynthesisPipeline:
+        """The pipeline of a checkpoint, without a VAE; says what is known and what is assumed."""
+        given: dict[str, Any] = {key: value for key, value in vars(self.config).items() if value is not None}
+        prediction = {"prediction_type": given.pop("prediction_type")} if "prediction_type" in given else {}
+        converted = convert_weights(KaleidoTransformer3DModel, checkpoint, given, self.channels_last_patches)
+        transformer = load_transformer(KaleidoTransformer3DModel, converted)
+        scheduler = RectifiedFlowViewScheduler.from_config(checkpoint.scheduler or {}, **prediction)
+        shown = {**json.loads(base_architecture(transformer)), "prediction_type": scheduler.config.prediction_type}
+        assumed = [*converted.assumed, *(() if checkpoint.scheduler or prediction else ["prediction_type"])]
+        for key, value in shown.items():
+            print(f"  {key:<20} {value}" + (" (assumed)" if key in assumed else ""))
+        return KaleidoViewSynthesisPipeline(transformer, scheduler)
+
+    def _write_file(self, pipe: KaleidoViewSynthesisPipeline) -> None:
+        tensors = pipe.transformer.state_dict()
+        header = {
+            CONFIG_KEY: base_architecture(pipe.transformer),
+            SCHEDULER_KEY: json.dumps(dict(pipe.scheduler.config)),
+        }
+        write_safetensors(self.output, tensors, self._dtypes(tensors), {"format": "pt", **header})
+
+    def _write_folder(self, pipe: KaleidoViewSynthesisPipeline, source: Path) -> None:
+        """Into a folder beside the output, which takes its name when it is complete."""
+        part = self.output.absolute().with_name(f".{self.output.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            pipe.save_config(part)
+            pipe.scheduler.save_pretrained(part / "scheduler")
+            pipe.transformer.save_config(part / "transformer")
+            self._write_shards(pipe.transformer.state_dict(), part / "transformer")
+            _carry_over(source, part)
+            os.rename(part, self.output)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _write_shards(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+        """As `save_pretrained`, without holding a shard in memory."""
+        dtypes = self._dtypes(tensors)
+        sizes = {name: torch.empty(x.shape, dtype=dtypes[name], device="meta") for name, x in tensors.items()}
+        pattern = SAFETENSORS_WEIGHTS_NAME.replace(".", "{suffix}.")
+        shards = split_torch_state_dict_into_shards(
+            sizes, filename_pattern=pattern, max_shard_size=self.max_shard_size
+        )
+        for file, names in shards.filename_to_tensors.items():
+            write_safetensors(folder / file, {name: tensors[name] for name in names}, dtypes, {"format": "pt"})
+        if shards.is_sharded:
+            index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+            write_json(folder / f"{SAFETENSORS_WEIGHTS_NAME}.index.json", index)
+
+    def _dtypes(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.dtype]:
+        """Precision of each tensor, by the rule of `from_pretrained`."""
+        if self.dtype == "keep":
+            return {name: tensor.dtype for name, tensor in tensors.items()}
+        kept = set(KaleidoTransformer3DModel._keep_in_fp32_modules)
+        wide = {name: kept & set(name.split(".")) for name in tensors}
+        return {name: torch.float32 if wide[name] else getattr(torch, self.dtype) for name in tensors}
+
+
+def _carry_over(source: Path, folder: Path) -> None:
+    """What a pipeline folder holds beside the transformer: its VAE, its card, its licence, its scores."""
+    if not (source / "model_index.json").is_file():
+        return
+    for name in CARRIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if (source / "vae").is_dir():
+        shutil.copytree(source / "vae", folder / "vae")
+        index, theirs = (json.loads((place / "model_index.json").read_text()) for place in (folder, source))
+        write_json(folder / "model_index.json", {**index, "vae": theirs["vae"]})
