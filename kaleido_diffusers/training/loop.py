@@ -299,7 +299,8 @@ class Trainer:
         config = self.config
         about = {"capture": Path(config.data[0].partition("=")[0]).resolve().name, "size": config.size}
         about["steps"] = self.step if config.patience is None else self.best_step
-        return AdapterInfo.of(self._unwrapped(), base_name=Path(config.init_from).name, **about)
+        base = config.init_from  # a Hub id stays whole; of a folder the name says enough
+        return AdapterInfo.of(self._unwrapped(), base_name=base.name if base.is_dir() else str(base), **about)
 
     def _write_result(self, folder: Path) -> None:
         if self.config.lora.rank:
