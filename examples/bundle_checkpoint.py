@@ -31,6 +31,10 @@ class Config:
 def main(config: Config) -> None:
     pipe = KaleidoViewSynthesisPipeline.from_pretrained(config.pipeline, dtype=torch.float16)
     pipe.save_pretrained(config.output)
+    for file in config.output.rglob("*.json"):  # where the run lay is nobody's business
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        if entries.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     evaluation = json.loads(config.evaluation.read_text(encoding="utf-8"))
     scores = {"scored on": f"{evaluation['settings']['data']}, {pipe.transformer.config.sample_size} px"}

@@ -21,7 +21,7 @@ from kaleido_diffusers.training.loop import Trainer
 class Config:
     capture: Path = Path(sample_capture())
     """Folder of the capture."""
-    base: Path = Path(bundled_checkpoint())
+    base: Path = Path(bundled_checkpoint("kaleido-tiny-objects"))
     """Pipeline folder to start from."""
     output: Path = Path("runs/lora")
     """Folder for checkpoints, the log and the adapter."""

@@ -4,14 +4,26 @@ import json
 from pathlib import Path
 
 
-__all__ = ["bundled_checkpoint", "bundled_scores", "sample_capture"]
+__all__ = ["BUNDLED", "bundled_checkpoint", "bundled_scores", "resolve_checkpoint", "sample_capture"]
+
+BUNDLED = ("kaleido-tiny", "kaleido-tiny-objects")
 
 _PACKAGE = Path(__file__).parent
 
 
-def bundled_checkpoint() -> str:
-    """Folder of the checkpoint that ships with the package, for `from_pretrained`."""
-    return str(_PACKAGE / "weights" / "kaleido-tiny")
+def bundled_checkpoint(name: str = "kaleido-tiny") -> str:
+    """Folder of a checkpoint that ships with the package, for `from_pretrained`: `"kaleido-tiny"`, or
+    `"kaleido-tiny-objects"` to fine-tune from. Raises `ValueError` for other names."""
+    if name not in BUNDLED:
+        raise ValueError(f"`name` must be one of {', '.join(BUNDLED)}, got {name!r}.")
+    return str(_PACKAGE / "weights" / name)
+
+
+def resolve_checkpoint(name: str) -> str:
+    """The folder of `bundled`, or of a bundled checkpoint's name; anything else as it is."""
+    if name == "bundled":
+        return bundled_checkpoint()
+    return bundled_checkpoint(name) if name in BUNDLED else name
 
 
 def bundled_scores() -> dict:

@@ -32,7 +32,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, Mo
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.utils import httpx
 
-from .bundled import bundled_checkpoint
+from .bundled import BUNDLED
 from .lora import AdapterInfo, read_adapter_info
 from .transformer_kaleido import KaleidoTransformer3DModel
 
@@ -221,8 +221,8 @@ def _adapter_parts(info: AdapterInfo | None, repo_id: str | None, scores: dict, 
     if info is not None:
         about += f" (rank {info.rank}, {' and '.join(info.targets)})"
         origin = f" Its base is `{base_model or info.base_name}`; other weights are refused (a fingerprint is stored)."
-        if info.base_name == Path(bundled_checkpoint()).name and base_model is None:
-            base = "bundled_checkpoint()"
+        if info.base_name in BUNDLED and base_model is None:
+            base = f'bundled_checkpoint("{info.base_name}")'
         if info.capture:
             about += f", fine-tuned on the capture {info.capture} at {info.size} x {info.size} pixels"
             about += f" for {info.steps} steps"
@@ -244,7 +244,7 @@ def _adapter_parts(info: AdapterInfo | None, repo_id: str | None, scores: dict, 
 
 def _usage(checkpoint: str, adapter: str | None = None) -> str:
     names = ["KaleidoViewSynthesisPipeline", "load_scene", "sample_capture"]
-    names += ["bundled_checkpoint"] if checkpoint.endswith("()") else []
+    names += ["bundled_checkpoint"] if checkpoint.startswith("bundled_checkpoint") else []
     adapter = f"{adapter}\n" if adapter else ""
     return (
         f"```python\nfrom kaleido_diffusers import {', '.join(sorted(names))}\n\n"

@@ -4,13 +4,15 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import PIL.Image
 import pytest
 import torch
 from conftest import make_pipeline
 
-from kaleido_diffusers import cli, load_scene, sample_capture
+from kaleido_diffusers import bundled_checkpoint, cli, load_scene, sample_capture
+from kaleido_diffusers.bundled import BUNDLED
 from kaleido_diffusers.cli.info import working_attention_backends
 
 
@@ -123,3 +125,22 @@ def test_the_module_runs():
     result = subprocess.run([sys.executable, "-m", "kaleido_diffusers.cli", "--help"], capture_output=True, text=True)
     assert result.returncode == 0
     assert "render" in result.stdout and "info" in result.stdout
+
+
+def test_bundled_checkpoints_go_by_name(tmp_path, capsys):
+    for name in BUNDLED:
+        assert (
+            Path(bundled_checkpoint(name), "transformer").is_dir()
+            and Path(bundled_checkpoint(name), "README.md").is_file()
+        )
+        assert "_name_or_path" not in Path(bundled_checkpoint(name), "transformer", "config.json").read_text()
+    arguments = (
+        "evaluate test --checkpoint kaleido-tiny-objects --level object --max-solids 2 --scenes 4 --references 3"
+    )
+    assert cli.main([*arguments.split(), "--steps", "1", "--output", str(tmp_path)]) == 0
+    rows = {row["method"]: row["psnr"] for row in json.loads((tmp_path / "scores.json").read_text())["summary"]}
+    assert rows["kaleido"] > max(rows["nearest"], rows["flat"]) + 1.5, "it has learnt where solids are"
+    assert cli.main(["info", "kaleido-tiny-objects"]) == 0
+    assert "at most two solids" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="one of kaleido-tiny, kaleido-tiny-objects"):
+        bundled_checkpoint("kaleido-huge")

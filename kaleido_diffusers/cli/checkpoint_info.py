@@ -8,7 +8,7 @@ from pathlib import Path
 from diffusers import ModelMixin
 from huggingface_hub import ModelCard
 
-from ..bundled import bundled_checkpoint
+from ..bundled import BUNDLED, resolve_checkpoint
 from ..checkpoints import convert_weights, is_weights_file, load_transformer, read_checkpoint
 from ..data.files import file_digest
 from ..lora import base_architecture, base_fingerprint
@@ -31,7 +31,7 @@ def is_checkpoint(path: str) -> bool:
     weights as training, diffusers or torch.distributed.checkpoint lay them out."""
     place = Path(path)
     if not place.is_dir():
-        return path == "bundled" or is_weights_file(place)
+        return path in ("bundled", *BUNDLED) or is_weights_file(place)
     marks = ("model_index.json", "transformer", "transformer_ema", ".metadata")
     if any((place / mark).exists() for mark in marks):
         return True
@@ -45,7 +45,7 @@ def describe_checkpoint(path: str) -> None:
     Args:
         path (`str`): for which [`is_checkpoint`] holds. [`CheckpointError`] if it cannot be read.
     """
-    place = Path(bundled_checkpoint() if path == "bundled" else path)
+    place = Path(resolve_checkpoint(path))
     checkpoint = read_checkpoint(place)
     converted = convert_weights(KaleidoTransformer3DModel, checkpoint)
     transformer = load_transformer(KaleidoTransformer3DModel, converted)

@@ -12,7 +12,7 @@ import tyro
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import split_torch_state_dict_into_shards
 
-from ..bundled import bundled_checkpoint
+from ..bundled import resolve_checkpoint
 from ..checkpoints import (
     CONFIG_KEY,
     SCHEDULER_KEY,
@@ -88,7 +88,7 @@ class Convert:
     def run(self) -> None:
         if self.output.exists():
             raise CheckpointError(f"{self.output} exists; nothing is written over.")
-        source = bundled_checkpoint() if self.source == "bundled" else self.source
+        source = resolve_checkpoint(self.source)
         renames = None if self.rename is None else read_renames(self.rename)
         checkpoint = read_checkpoint(source, self.weights, renames)
         print(f"{source}: {len(checkpoint.tensors)} tensors, {checkpoint.weights} weights")

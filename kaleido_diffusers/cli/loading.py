@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from ..bundled import bundled_checkpoint, sample_capture
+from ..bundled import resolve_checkpoint, sample_capture
 from ..data.readers import load_scene
 from ..data.scene import Scene
 from ..data.view_sampling import split_views
@@ -56,12 +56,12 @@ def load_pipeline(checkpoint: str, device: str = "auto", dtype: str = "float32")
     """A pipeline on its device.
 
     Args:
-        checkpoint (`str`): folder, Hub id, or `bundled`.
+        checkpoint (`str`): folder, Hub id, `bundled`, or the name of a bundled checkpoint.
         device (`str`, defaults to `"auto"`): `cpu`, `cuda`, `mps`, or the best there is. One that is not
             there raises `ValueError`.
         dtype (`str`, defaults to `"float32"`): precision of the weights.
     """
-    folder = bundled_checkpoint() if checkpoint == "bundled" else checkpoint
+    folder = resolve_checkpoint(checkpoint)
     try:
         pipe = KaleidoViewSynthesisPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from ..bundled import bundled_checkpoint, sample_capture
+from ..bundled import resolve_checkpoint, sample_capture
 from ..data.files import write_json
 from ..data.readers import load_scene
 from ..data.sources import capture_views
@@ -35,8 +35,8 @@ class Lora:
     """Folder of the capture, or `sample`. Its test split (or every 8th photo by name) is kept for the scores."""
     output: Path
     """Folder for the adapter, checkpoints and pictures. A run in it is resumed."""
-    checkpoint: str = "bundled"
-    """Pipeline folder (in pixels) to start from, or `bundled`."""
+    checkpoint: str = "kaleido-tiny-objects"
+    """Pipeline folder (in pixels) to start from, or the name of a bundled checkpoint."""
     lora: Annotated[LoraOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: LoraOptions(rank=16))
     full: bool = False
     """Train all weights instead of an adapter."""
@@ -78,7 +78,7 @@ class Lora:
     def run(self) -> None:
         from ..training.loop import Trainer  # accelerate and the trackers load when they are needed
 
-        base = bundled_checkpoint() if self.checkpoint == "bundled" else self.checkpoint
+        base = resolve_checkpoint(self.checkpoint)
         capture = sample_capture() if self.capture == "sample" else self.capture
         config = self._config(Path(base), capture)
         trainer = Trainer(config)
