@@ -41,7 +41,7 @@ def arguments(output: Path, **options) -> list[str]:
     config = make_config(output, **options)
     words = [f"--model.{key.replace('_', '-')}={value}" for key, value in MODEL.items()]
     for key, value in vars(config).items():
-        if key == "model" or value is None:
+        if key in ("model", "lora") or value is None:
             continue
         flag = "--" + key.replace("_", "-")
         if isinstance(value, bool):

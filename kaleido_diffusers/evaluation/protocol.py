@@ -92,9 +92,11 @@ class EvaluationResult:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean of the values that were taken and are finite: a capture may hold a photo twice."""
+    """Mean of the values that were taken. Infinite ones count if there are no others: a capture may hold a photo
+    twice."""
     values = torch.tensor(values)
-    return float(values.where(values.isfinite(), torch.nan).nanmean())
+    finite = values[values.isfinite()]
+    return float(finite.mean() if len(finite) else values.nanmean())
 
 
 def _means(scores: Sequence[Score]) -> dict[str, float]:
