@@ -29,6 +29,7 @@ __all__ = [
     "look_at",
     "normalize_intrinsics",
     "pytorch3d_from_world_from_camera",
+    "rotations_from_quaternions",
     "scene_frame",
     "view_distances",
     "world_from_camera_from_pytorch3d",
@@ -76,6 +77,17 @@ def check_rigid(poses: torch.Tensor, name: str = "poses") -> None:
                 f"`{name}` must hold rigid world_from_camera matrices, but number {index} {fault}:"
                 f" {matrices[index].tolist()}"
             )
+
+
+def rotations_from_quaternions(quaternions: torch.Tensor) -> torch.Tensor:
+    """Rotation matrices `[..., 3, 3]` of unit quaternions `[..., 4]`, (w, x, y, z)."""
+    w, x, y, z = quaternions.unbind(-1)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
 def convert_axes(world_from_camera: torch.Tensor, source: AxesName, target: AxesName = "opencv") -> torch.Tensor:

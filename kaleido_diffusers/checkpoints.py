@@ -26,6 +26,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
+from .files import written_whole
+
 
 __all__ = [
     "RENAMES",
@@ -311,7 +313,9 @@ def _open_shards(index: Path) -> _Opened:
 
 def _open_torch(path: Path) -> _Opened:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an odd protocol of a damaged pickle
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever torch raises on what it does not know
         raise _unreadable(path, error) from error
     return _open_dict(content, str(path))
@@ -379,7 +383,7 @@ def _open_distributed(folder: Path) -> _Opened:
         try:
             tensor = torch.empty(entries[key].size, dtype=entries[key].properties.dtype)
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "torch.distributed is")  # one process is meant
+                warnings.simplefilter("ignore")  # that one process is alone, and an odd protocol of a damaged pickle
                 dcp.load({key: tensor}, storage_reader=Reader(folder))
         except (Exception, CheckpointException) as error:  # the latter is no Exception
             raise _unreadable(f"{folder}: tensor `{key}`", error) from error
@@ -716,18 +720,13 @@ def write_safetensors(
         header[name] = {**form, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with open(part, "wb") as stream:
-            stream.write(len(text).to_bytes(8, "little") + text)
-            for name in tqdm(order, desc=path.name, delay=2, disable=None):
-                values = tensors[name].detach().to("cpu", dtypes[name]).contiguous()
-                if not torch.stack(values.aminmax()).isfinite().all():
-                    raise CheckpointError(f"`{name}` has values that are not finite in {dtypes[name]}.")
-                stream.write(values.flatten().view(torch.uint8).numpy())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_whole(path) as part, open(part, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in tqdm(order, desc=path.name, delay=2, disable=None):
+            values = tensors[name].detach().to("cpu", dtypes[name]).contiguous()
+            if not torch.stack(values.aminmax()).isfinite().all():
+                raise CheckpointError(f"`{name}` has values that are not finite in {dtypes[name]}.")
+            stream.write(values.flatten().view(torch.uint8).numpy())
 
 
 # In diffusers

@@ -45,6 +45,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from .files import written_whole
 from .reference_cache import AdapterState
 
 
@@ -285,10 +286,12 @@ def save_adapter(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LORA_WEIGHT_NAME_SAFE
-    _write_whole(path, lambda part: save_file(weights, part, metadata=header))
+    with written_whole(path) as part:
+        save_file(weights, part, metadata=header)
     settings |= {"base_model_name_or_path": info.base_name, "inference_mode": True}
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    _write_whole(folder / "adapter_config.json", lambda part: part.write_text(text, encoding="utf-8"))
+    with written_whole(folder / "adapter_config.json") as part:
+        part.write_text(text, encoding="utf-8")
     return path
 
 
@@ -298,12 +301,6 @@ def read_adapter_info(path: str | os.PathLike) -> AdapterInfo | None:
     path = Path(path)
     with safe_open(path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path, framework="pt") as file:
         return AdapterInfo.from_header(file.metadata())
-
-
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    part = path.with_name(f"{path.name}.part")
-    write(part)
-    os.replace(part, path)
 
 
 def _adapter_config(transformer: ModelMixin, adapter_name: str) -> LoraConfig:

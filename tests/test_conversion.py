@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import runpy
 import shutil
 import subprocess
@@ -460,7 +461,7 @@ def test_fused_layers_of_a_wrong_size(state, tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is")
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt", "legacy.pth", "shards", "distributed", ".metadata"])
-@pytest.mark.parametrize("damage", ["cut", "noise"])
+@pytest.mark.parametrize("damage", ["cut", "noise", "odd protocol"])
 def test_damaged_files(name, damage, pipe, state, tmp_path, capsys):
     if name in CONTAINERS:
         path = CONTAINERS[name][0](tmp_path / name, pipe)
@@ -473,7 +474,10 @@ def test_damaged_files(name, damage, pipe, state, tmp_path, capsys):
         path = broken = tmp_path / name
         save_file(state, path) if name == "x.safetensors" else torch.save(state, path)
     content = broken.read_bytes()
-    broken.write_bytes(content[: len(content) // 2] if damage == "cut" else os.urandom(4096))
+    noise = random.Random(name).randbytes(4096)
+    broken.write_bytes(
+        {"cut": content[: len(content) // 2], "noise": noise, "odd protocol": b"\x80\x07" + noise}[damage]
+    )
     error = refused(capsys, path, tmp_path / "out", untold=True)
     assert "cannot be read, it may be truncated or damaged" in error or "is refused" in error
     if name == "distributed":

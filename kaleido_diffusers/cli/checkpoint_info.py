@@ -8,9 +8,9 @@ from pathlib import Path
 from diffusers import ModelMixin
 from huggingface_hub import ModelCard
 
-from ..bundled import BUNDLED, resolve_checkpoint
+from ..bundled import resolve_checkpoint
 from ..checkpoints import convert_weights, is_weights_file, load_transformer, read_checkpoint
-from ..data.files import file_digest
+from ..files import file_digest
 from ..lora import base_architecture, base_fingerprint
 from ..transformer_kaleido import KaleidoTransformer3DModel
 
@@ -29,9 +29,9 @@ PARTS = {  # of the transformer, by what their names have in them; the first tha
 def is_checkpoint(path: str) -> bool:
     """Whether a path is that of a checkpoint and not of a capture: `bundled`, a file of weights, or a folder that has
     weights as training, diffusers or torch.distributed.checkpoint lay them out."""
-    place = Path(path)
+    place = Path(resolve_checkpoint(path))
     if not place.is_dir():
-        return path in ("bundled", *BUNDLED) or is_weights_file(place)
+        return is_weights_file(place)
     marks = ("model_index.json", "transformer", "transformer_ema", ".metadata")
     if any((place / mark).exists() for mark in marks):
         return True

@@ -24,7 +24,7 @@ from ..checkpoints import (
     read_renames,
     write_safetensors,
 )
-from ..data.files import write_json
+from ..files import write_json
 from ..lora import base_architecture
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..scheduling_rectified_flow_view import RectifiedFlowViewScheduler

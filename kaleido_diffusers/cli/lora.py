@@ -10,15 +10,16 @@ import torch
 import tyro
 
 from ..bundled import resolve_checkpoint, sample_capture
-from ..data.files import write_json
 from ..data.readers import load_scene
 from ..data.sources import capture_views
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate
 from ..evaluation.report import contact_sheet, markdown_table
+from ..files import write_json
 from ..hub import write_card
 from ..lora import save_adapter
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..training.config import LoraOptions, TrainConfig
+from ..transformer_kaleido import KaleidoTransformer3DModel
 
 
 __all__ = ["Lora"]
@@ -58,6 +59,10 @@ class Lora:
     """Highest learning rate (of AdamW); it rises over 30 steps and falls over the last third."""
     matrix_lr: float = 0.01
     """Learning rate of Muon."""
+    logit_mean: float = 3.0
+    """Mean of logit(sigma) in training. High: in small pictures, layout shows through all but the strongest noise."""
+    logit_std: float = 1.6
+    """Spread of logit(sigma) in training."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
     mixed_precision: Literal["no", "bf16"] = "no"
@@ -108,8 +113,7 @@ class Lora:
     def _config(self, base: Path, capture: str) -> TrainConfig:
         size = self.size
         if size is None:
-            pipe = KaleidoViewSynthesisPipeline.from_pretrained(base)
-            size = pipe.transformer.config.sample_size
+            size = KaleidoTransformer3DModel.load_config(base, subfolder="transformer")["sample_size"]
         return TrainConfig(
             output=self.output,
             data=(capture,),
@@ -129,6 +133,8 @@ class Lora:
             optimizer=self.optimizer,
             matrix_lr=self.matrix_lr,
             other_lr=self.learning_rate,
+            logit_mean=self.logit_mean,
+            logit_std=self.logit_std,
             warmup_steps=30,
             cooldown=0.33,
             ema_decay=0.995,

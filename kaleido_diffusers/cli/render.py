@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from .. import trajectories
-from ..bundled import bundled_scores
+from ..bundled import bundled_checkpoint, bundled_scores, resolve_checkpoint
 from ..cameras import Cameras
 from ..data.export import write_capture, write_colmap, write_video
 from ..data.images import fit_cameras, tensor_to_image
@@ -91,7 +91,8 @@ class Render:
             raise ValueError("--export writes a fly-through: pass --trajectory.")
         if self.trajectory == "none" and (self.targets == "none" or is_photo(self.capture)):
             raise ValueError("There is nothing to render: pass --targets or --trajectory.")
-        if self.checkpoint == "bundled" and self.capture != "sample" and "fitted to" in (known := bundled_scores()):
+        is_default = resolve_checkpoint(self.checkpoint) == bundled_checkpoint()
+        if is_default and self.capture != "sample" and "fitted to" in (known := bundled_scores()):
             message = f"The bundled checkpoint is fitted to {known['fitted to']} and renders no other scene"
             warnings.warn(f"{message}: pass --checkpoint.", stacklevel=2)
         if is_photo(self.capture):

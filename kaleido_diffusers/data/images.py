@@ -15,6 +15,7 @@ from ..cameras import Cameras
 
 __all__ = [
     "MAX_IMAGE_PIXELS",
+    "THREADS",
     "CaptureError",
     "as_image_tensor",
     "center_box",
@@ -29,6 +30,8 @@ __all__ = [
     "to_rgb",
     "upright_turns",
 ]
+
+THREADS = min(8, os.cpu_count() or 1)  # that open and decode photos
 
 MAX_IMAGE_PIXELS = 150_000_000  # larger images are refused before they are decoded
 

@@ -1,6 +1,6 @@
 """A photo on disk, and what its pixels need until a pinhole camera fits them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,9 +80,7 @@ class Photo:
         return tensor_to_image(torch.rot90(tensor, self.turns, (-2, -1)))
 
 
-def photo_cameras(
-    photos: Sequence[Photo], world_from_camera: torch.Tensor, describe: Callable[[Photo], str]
-) -> Cameras:
+def photo_cameras(photos: Sequence[Photo], world_from_camera: torch.Tensor, described: Sequence[str]) -> Cameras:
     """
     The cameras of photos as [`~Photo.load`] returns them.
 
@@ -91,18 +89,18 @@ def photo_cameras(
             The photos.
         world_from_camera (`torch.Tensor` of shape `[V, 4, 4]`):
             Rigid poses of the stored pixels, OpenCV axes.
-        describe (`Callable`):
-            What to call a photo in an error.
+        described (`Sequence[str]` of length V):
+            What to call each photo in an error.
 
     Returns:
         `Cameras` of shape `[V]`.
     """
     straight = []
-    for photo in photos:
+    for photo, description in zip(photos, described):
         try:
             straight.append(photo.optics.straight)
         except CaptureError as error:
-            raise CaptureError(f"{describe(photo)}: {error}") from error
+            raise CaptureError(f"{description}: {error}") from error
     cameras = Cameras.stack(straight).with_poses(world_from_camera)
     turned = [index for index, photo in enumerate(photos) if photo.turns]
     if not turned:

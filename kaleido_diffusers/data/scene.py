@@ -1,6 +1,5 @@
 """A capture: photos with cameras, whatever tool wrote them."""
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -12,14 +11,12 @@ import PIL.Image
 import torch
 
 from ..cameras import Cameras
-from .images import CaptureError, as_image_tensor, fit_cameras, fit_views
+from .images import THREADS, CaptureError, as_image_tensor, fit_cameras, fit_views
 
 
 __all__ = ["CaptureError", "Scene", "SceneImages"]
 
 CACHE_BYTES = 256_000_000  # of decoded photos that a scene keeps
-
-_THREADS = min(8, os.cpu_count() or 1)
 
 
 class SceneImages(Sequence):
@@ -56,11 +53,11 @@ class SceneImages(Sequence):
 
     def map(self, function: Callable[[PIL.Image.Image], object]):
         """`function` of each image, in order, computed a few images ahead in threads."""
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             waiting = []
             for loader in self.loaders:
                 waiting.append(pool.submit(lambda loader=loader: function(self._cache.get(loader))))
-                if len(waiting) > _THREADS:
+                if len(waiting) > THREADS:
                     yield waiting.pop(0).result()
             yield from (future.result() for future in waiting)
 

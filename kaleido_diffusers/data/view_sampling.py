@@ -113,11 +113,14 @@ def reference_order(
     candidates = list(candidates)
     if not 1 <= count <= len(candidates):
         raise ValueError(f"The number of references must lie between 1 and {len(candidates)}, got {count}.")
-    poses = cameras[candidates].world_from_camera
-    poses = scene_frame(poses, len(poses)).normalize(poses)
-    distances = view_distances(poses, poses)
+
+    def spread(chosen: list[int]) -> list[int]:
+        poses = cameras[candidates].world_from_camera
+        poses = scene_frame(poses, len(poses)).normalize(poses)
+        return chosen + farthest_views(view_distances(poses, poses), count - len(chosen), chosen)
+
     if targets is None:
-        return [candidates[index] for index in farthest_views(distances, count)]
+        return [candidates[index] for index in spread([])]
     scores = coverage(cameras[candidates], targets)
     chosen: list[int] = []
     covered = torch.zeros(scores.shape[1], dtype=scores.dtype)
@@ -125,7 +128,7 @@ def reference_order(
         gains = (scores - covered).clamp_min(0).sum(-1)
         gains[chosen] = 0.0
         if gains.max() <= 1e-9:
-            chosen += farthest_views(distances, count - len(chosen), chosen)
+            chosen = spread(chosen)
             break
         chosen.append(int(gains.argmax()))
         covered = torch.maximum(covered, scores[chosen[-1]])

@@ -8,6 +8,7 @@ import torch
 
 from ..data.images import CaptureError
 from ..data.readers import load_scene
+from ..data.readers.shards import find_shard
 from ..data.samples import InMemory, SceneSample, SceneSource, scene_sample
 from ..data.shards import ShardSource
 from ..data.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource, capture_views
@@ -45,15 +46,11 @@ def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSo
             config.render_samples,
         )
     path = Path(name)
-    if _is_shards(path):
+    if find_shard(path):
         return ShardSource(path, config.size)
     if path.exists():
         return CaptureSource(path, config.size, split, config.validation_photos)
     raise CaptureError(f"{name!r} is neither a kind of synthetic world ({', '.join(SYNTHETIC_KINDS)}) nor a path.")
-
-
-def _is_shards(path: Path) -> bool:
-    return path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar")))
 
 
 def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
@@ -61,9 +58,9 @@ def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
     to be generated. Of a capture, the targets alone are unseen. Empty when training sees shards and no `validation` is
     named."""
     name = config.validation or config.data[0].partition("=")[0]
-    if _is_shards(Path(name)) and config.validation is None:
+    if find_shard(Path(name)) and config.validation is None:
         return []
-    if name not in SYNTHETIC_KINDS and Path(name).exists() and not _is_shards(Path(name)):
+    if name not in SYNTHETIC_KINDS and Path(name).exists() and not find_shard(Path(name)):
         scene = load_scene(name, missing="skip")
         targets = capture_views(scene, "validation", config.validation_photos)[: config.validation_photos or 2]
         rest = capture_views(scene, "train", config.validation_photos)

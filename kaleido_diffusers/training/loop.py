@@ -261,8 +261,12 @@ class Trainer:
             transformer.add_adapter(make_lora_config(**vars(self.config.lora)))
         return transformer
 
+    def _blank(self) -> KaleidoTransformer3DModel:
+        """A model like the one that is trained, without its weights."""
+        return self._with_adapter(KaleidoTransformer3DModel.from_config(self.transformer.config))
+
     def _copy(self) -> KaleidoTransformer3DModel:
-        copy = self._with_adapter(KaleidoTransformer3DModel.from_config(self.transformer.config))
+        copy = self._blank()
         copy.load_state_dict(self._unwrapped().state_dict())
         return copy.to(self.accelerator.device)
 
@@ -272,7 +276,7 @@ class Trainer:
     def _make_ema(self) -> EMAModel:
         source = self.transformer
         if self.checkpoint is not None:
-            source = self._with_adapter(KaleidoTransformer3DModel.from_config(self.transformer.config))
+            source = self._blank()
             self._load_weights(source, self.checkpoint / "transformer_ema")
         ema = EMAModel(_trained(source), decay=self.config.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
         ema.to(self.accelerator.device)

@@ -15,13 +15,13 @@ import PIL.ExifTags
 import PIL.Image
 from tqdm.auto import tqdm
 
+from ...files import file_digest, write_json
 from ..capture_report import camera_picture
-from ..files import file_digest, write_json
 from ..images import CaptureError, load_image, open_image, upright_turns
 from ..readers import load_scene
-from ..readers.assembly import IMAGE_SUFFIXES, load_json
+from ..readers.assembly import IMAGE_SUFFIXES, listed, load_json
 from .photo_checks import blurred, grey, same_pictures, sharpness, thumbnail
-from .structure_from_motion import StructureFromMotion, import_pycolmap, listed
+from .structure_from_motion import StructureFromMotion, import_pycolmap
 
 
 __all__ = ["PoseReport", "estimate_poses", "find_photos"]

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..images import CaptureError
+from ..readers.assembly import listed
 
 
-__all__ = ["StructureFromMotion", "import_pycolmap", "listed"]
+__all__ = ["StructureFromMotion", "import_pycolmap"]
 
 _OVERLAP = 10  # neighbours in the order, and look-alikes, that a photo of a sequence is matched with
 _FEATURE_CHUNK, _PAIR_CHUNK = 8, 50  # photos and pairs between two steps of a progress bar
 _WORDS = 64  # of the vocabulary by which photos look alike
-_NAMED = 10  # most photos that a message names
 _FEW_FEATURES, _FEW_MATCHES = 100, 15
 
 
@@ -31,11 +31,6 @@ def import_pycolmap():
     except ImportError as error:
         raise ImportError("Posing photos needs pycolmap: pip install 'kaleido-diffusers[captures]'.") from error
     return pycolmap
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:_NAMED]) + f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ..files import file_digest, write_json
+from ...files import file_digest, write_json
 from ..images import MAX_IMAGE_PIXELS, CaptureError
 from ..readers.assembly import load_json
 from .photo_checks import SAME_PICTURE, difference, sharpness, thumbnail

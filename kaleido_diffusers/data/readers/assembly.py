@@ -11,10 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ...cameras import Cameras, check_rigid
-from ..images import CaptureError, open_image, upright_turns
+from ..images import THREADS, CaptureError, open_image, upright_turns
 from ..lenses import Lens
 from ..photos import Optics, Photo, photo_cameras
 from ..scene import Scene, SceneImages
@@ -32,6 +33,8 @@ __all__ = [
     "image_files",
     "inside",
     "intrinsics_of",
+    "listed",
+    "load_array",
     "load_json",
     "printable",
     "scene_name",
@@ -125,18 +128,20 @@ def assemble(
     splits = _known(where, splits, [frame.name for frame in frames])
     frames = _present(where, [_sized(where, frame, options.downscale) for frame in frames], options.missing)
     poses = _checked_poses(where, frames)
-    described = {id(frame): f"{where}, frame {frame.name!r}" for frame in frames}
+    described = [f"{where}, frame {frame.name!r}" for frame in frames]
     headers = _headers([frame.path for frame in frames])
     optics: dict[tuple, Optics] = {}
-    photos = [_photo(frame, *header, optics, options, described[id(frame)]) for frame, header in zip(frames, headers)]
-    names = dict(zip(map(id, photos), described.values()))
+    photos = [
+        _photo(frame, *header, optics, options, description)
+        for frame, header, description in zip(frames, headers, described)
+    ]
     has_masks = _has_all(where, "masks", [photo.mask_path is not None for photo in photos])
     times = [frame.time for frame in frames]
     if None in times and any(time is not None for time in times):
         raise CaptureError(f"{where}: {times.count(None)} of {len(times)} frames have no `time`, the others have one.")
     return Scene(
         images=SceneImages([photo.load for photo in photos]),
-        cameras=photo_cameras(photos, poses, lambda photo: names[id(photo)]),
+        cameras=photo_cameras(photos, poses, described),
         name=scene_name(folder),
         times=None if None in times else torch.tensor(times, dtype=torch.float64),
         masks=SceneImages([photo.load_mask for photo in photos]) if has_masks else None,
@@ -168,7 +173,7 @@ def _known(where: Path, splits: dict[str, Iterable[str]], names: list[str]) -> d
     for key, chosen in splits.items():
         strangers = [name for name in chosen if os.path.normpath(name) not in plain]
         if strangers:
-            raise CaptureError(f"{where}: the {key} split names what is no frame ({_some(strangers)}).")
+            raise CaptureError(f"{where}: the {key} split names what is no frame ({listed(strangers)}).")
     return {key: [plain[os.path.normpath(name)] for name in chosen] for key, chosen in splits.items()}
 
 
@@ -203,6 +208,17 @@ def load_json(file: Path) -> dict[str, Any]:
     return data
 
 
+def load_array(file: Path) -> np.ndarray:
+    """Real numbers of an `.npy` file; raises [`CaptureError`] where there are none."""
+    try:
+        array = np.load(file, allow_pickle=False)
+    except Exception as error:  # numpy's parser of headers lets through whatever Python's own raises
+        raise CaptureError(f"{file}: not a numpy array that can be read ({error}).") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise CaptureError(f"{file}: must hold an array of numbers.")
+    return array
+
+
 def _sized(where: Path, frame: Frame, downscale: int | None) -> Frame:
     """The frame, its photo taken from `images_2` and its like, beside its folder, if asked to or if it lies nowhere
     else. Raises [`CaptureError`] where the photo lies outside its root."""
@@ -213,8 +229,7 @@ def _sized(where: Path, frame: Frame, downscale: int | None) -> Frame:
             frame = replace(frame, path=smaller, is_scaled=True)
         elif downscale:
             frame = replace(frame, path=root / f"(no copy at 1/{downscale})" / frame.path.name)
-    if frame.path.is_file():
-        inside(root, os.path.relpath(frame.path, root), f"{where}, frame {frame.name!r}")
+    inside(root, os.path.relpath(frame.path, root), f"{where}, frame {frame.name!r}")
     return frame
 
 
@@ -224,8 +239,8 @@ def smaller_copy(root: Path, path: Path, downscale: int | None = None) -> Path |
     if not rest:
         return None
     for scale in (downscale,) if downscale else _SCALES:
-        listed = Path(root, f"{folder}_{scale}", *rest)
-        found = next((p for suffix in ("", *IMAGE_SUFFIXES) if (p := _with(listed, suffix)).is_file()), None)
+        same = Path(root, f"{folder}_{scale}", *rest)
+        found = next((p for suffix in ("", *IMAGE_SUFFIXES) if (p := _with(same, suffix)).is_file()), None)
         if found is not None:
             return found
     return None
@@ -240,15 +255,16 @@ def _present(where: Path, frames: list[Frame], missing: str) -> list[Frame]:
     absent = [frame.name for frame, is_there in zip(frames, there) if not is_there]
     if absent and missing == "error":
         raise CaptureError(
-            f"{where}: {len(absent)} of {len(frames)} images are missing ({_some(absent)}). Pass `missing='skip'` to"
+            f"{where}: {len(absent)} of {len(frames)} images are missing ({listed(absent)}). Pass `missing='skip'` to"
             " go on without them."
         )
     present = [frame for frame, is_there in zip(frames, there) if is_there]
     if not present:
-        raise CaptureError(f"{where}: none of the {len(absent)} images that it lists exists ({_some(absent)}).")
+        raise CaptureError(f"{where}: none of the {len(absent)} images that it lists exists ({listed(absent)}).")
     if absent:
         warnings.warn(
-            f"{where}: skipped {len(absent)} of {len(frames)} frames without an image ({_some(absent)}).", stacklevel=5
+            f"{where}: skipped {len(absent)} of {len(frames)} frames without an image ({listed(absent)}).",
+            stacklevel=5,
         )
     return present
 
@@ -303,7 +319,7 @@ def _headers(paths: list[Path]) -> list[tuple[tuple[int, int], int]]:
                 headers.append(((image.height, image.width), upright_turns(image)))
         return headers
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         return [header for part in pool.map(read, range(0, len(paths), _CHUNK)) for header in part]
 
 
@@ -402,6 +418,7 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _some(names: Iterable[str], limit: int = 5) -> str:
+def listed(names: Iterable[str], limit: int = 10) -> str:
+    """The first names, and how many more there are."""
     names = [printable(name) for name in names]
     return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")

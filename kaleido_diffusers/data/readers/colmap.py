@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ...cameras import invert_rigid
+from ...cameras import invert_rigid, rotations_from_quaternions
 from ..images import CaptureError
 from ..lenses import ColmapLens, FisheyeLens, Lens, RadialTangentialLens
 from ..scene import Scene
@@ -268,14 +268,3 @@ def _world_from_camera(where: Path, images: list[tuple]) -> list[list[list[float
     camera_from_world[:, :3, :3] = rotations_from_quaternions(quaternions / norms[:, None])
     camera_from_world[:, :3, 3] = torch.tensor([image[1] for image in images], dtype=torch.float64)
     return invert_rigid(camera_from_world).tolist()
-
-
-def rotations_from_quaternions(quaternions: torch.Tensor) -> torch.Tensor:
-    """Rotation matrices `[..., 3, 3]` of unit quaternions `[..., 4]`, (w, x, y, z)."""
-    w, x, y, z = quaternions.unbind(-1)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)

@@ -8,7 +8,7 @@ import torch
 
 from ..images import CaptureError
 from ..scene import Scene
-from .assembly import Frame, ReadOptions, assemble, file_size, image_files, inside, intrinsics_of
+from .assembly import Frame, ReadOptions, assemble, file_size, image_files, inside, intrinsics_of, load_array
 
 
 __all__ = ["find_llff", "read_llff"]
@@ -53,14 +53,3 @@ def read_llff(file: Path, options: ReadOptions) -> Scene:
         shared = {"mask_path": mask, "root": folder if options.images is None else root, "is_scaled": True}
         frames.append(Frame(path.name, path, pose, intrinsics, size, **shared))
     return assemble(file, frames, ReadOptions(root, options.missing, options.background), folder)
-
-
-def load_array(file: Path) -> np.ndarray:
-    """Real numbers of an `.npy` file; raises [`CaptureError`] where there are none."""
-    try:
-        array = np.load(file, allow_pickle=False)
-    except Exception as error:  # numpy's parser of headers lets through whatever Python's own raises
-        raise CaptureError(f"{file}: not a numpy array that can be read ({error}).") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise CaptureError(f"{file}: must hold an array of numbers.")
-    return array

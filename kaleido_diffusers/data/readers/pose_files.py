@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
+from ...cameras import rotations_from_quaternions
 from ..images import CaptureError
 from ..lenses import RadialTangentialLens
 from ..scene import Scene
 from .assembly import IMAGE_SUFFIXES, Frame, ReadOptions, assemble, file_size, inside, intrinsics_of, printable
-from .colmap import rotations_from_quaternions
 
 
 __all__ = ["find_seven_scenes", "find_tum", "read_seven_scenes", "read_tum"]

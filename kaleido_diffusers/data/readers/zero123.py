@@ -10,8 +10,7 @@ import torch
 from ...cameras import convert_axes, invert_rigid
 from ..images import CaptureError
 from ..scene import Scene
-from .assembly import Frame, ReadOptions, assemble, file_size, intrinsics_of
-from .llff import load_array
+from .assembly import Frame, ReadOptions, assemble, file_size, intrinsics_of, load_array
 
 
 __all__ = ["find_zero123", "read_zero123"]
