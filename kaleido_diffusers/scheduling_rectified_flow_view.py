@@ -60,7 +60,9 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
         base_image_seq_len (`int`, defaults to `256`):
             Tokens at which the dynamic shift equals `shift`.
         solver (`str`, defaults to `"euler"`):
-            `"euler"`, or `"heun"`: second order, two model calls a step but for the last, which is Euler's.
+            `"euler"`; `"heun"`: second order, two model calls a step but for the last, which is Euler's; or
+            `"multistep"`: second order at one call a step, from the last two predictions of `x_0` (after
+            DPM-Solver++(2M), arXiv 2211.01095, with `x_0` linear in sigma, which is finite at pure noise).
         prediction_type (`str`, defaults to `"velocity"`):
             What the model predicts: `"velocity"`, or `"sample"` (`x_0`).
         sigma_min (`float`, defaults to `0.05`):
@@ -82,7 +84,7 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
         shift: float = 1.0,
         use_dynamic_shifting: bool = False,
         base_image_seq_len: int = 256,
-        solver: Literal["euler", "heun"] = "euler",
+        solver: Literal["euler", "heun", "multistep"] = "euler",
         prediction_type: Literal["velocity", "sample"] = "velocity",
         sigma_min: float = 0.05,
         training_distribution: Literal["logit_normal", "uniform"] = "logit_normal",
@@ -90,7 +92,7 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
         logit_std: float = 1.0,
     ):
         for name, value, choices in (
-            ("solver", solver, ("euler", "heun")),
+            ("solver", solver, ("euler", "heun", "multistep")),
             ("prediction_type", prediction_type, ("velocity", "sample")),
             ("training_distribution", training_distribution, ("logit_normal", "uniform")),
         ):
@@ -108,7 +110,7 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def order(self) -> int:
-        """Model calls a step: 1 for Euler, 2 for Heun."""
+        """Model calls a step: 2 for Heun, 1 for the others."""
         return 2 if self.config.solver == "heun" else 1
 
     @property
@@ -222,8 +224,8 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
                 Prediction of the model, as `prediction_type` has it.
             timestep (`float` or `torch.Tensor`):
                 One of `timesteps` for all views, or a timestep for each, `[B, M]`: each view then moves to the next
-                sigma of the schedule below its own. (With Heun, every second call corrects the call before it, for
-                each view alike.)
+                sigma of the schedule below its own. (With Heun, every second call corrects the call before it; with
+                the multistep solver, every call builds on the one before it: of the same views.)
             sample (`torch.Tensor` of shape `[B, M, ...]`):
                 The noisy views.
             generator (`torch.Generator`, *optional*):
@@ -241,7 +243,9 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
         x, output = sample.to(dtype), model_output.to(dtype)
         sigma, sigma_next = (s.to(x) for s in self._interval(timestep, sample))
 
-        if self._predictor is None:  # Euler, or the predictor of Heun
+        if self.config.solver == "multistep":
+            moved, settled = self._multistep(output, x, sigma, sigma_next), sigma == 0
+        elif self._predictor is None:  # Euler, or the predictor of Heun
             velocity = self.to_velocity(output, x, sigma)
             moved = x + (sigma_next - sigma) * velocity
             if self.config.prediction_type == "sample":  # a clamped velocity falls short of x_0: land on it
@@ -347,8 +351,24 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
             return model_output
         return (sample - model_output) / _spread(sigma, sample).clamp_min(self.config.sigma_min)
 
+    def _multistep(
+        self, output: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor
+    ) -> torch.Tensor:
+        """Solves `dx/dsigma = (x - x_0) / sigma` for an `x_0` that goes on as it went since the call before. The first
+        step is Euler's, the last lands on the predicted `x_0`."""
+        clean = output if self.config.prediction_type == "sample" else x - sigma * output
+        ratio = sigma_next / sigma.clamp_min(1e-12)
+        moved = torch.lerp(clean, x, ratio)
+        if self._before is not None:
+            clean_before, sigma_before = self._before
+            slope = (clean - clean_before) / (sigma - sigma_before).clamp_max(-1e-12)
+            curve = moved - slope * (sigma - sigma_next + sigma_next * ratio.clamp_min(1e-12).log())
+            moved = torch.where(sigma_next > 0, curve, moved)
+        self._before = (clean, sigma)
+        return moved
+
     def _reset(self) -> None:
-        self._step_index = self._begin_index = self._predictor = None
+        self._step_index = self._begin_index = self._predictor = self._before = None
 
     def _checked(self, values: Sequence[float], name: str) -> torch.Tensor:
         schedule = torch.as_tensor(values, dtype=torch.float32).cpu()

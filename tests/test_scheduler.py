@@ -10,6 +10,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from kaleido_diffusers import RectifiedFlowViewScheduler
 
 
+SOLVERS = ("euler", "heun", "multistep")
+
+
 def velocity(x: torch.Tensor, sigma) -> torch.Tensor:
     """A flow whose path is known: dx/dsigma = cos(3 sigma) x."""
     return torch.cos(3 * torch.as_tensor(sigma, dtype=x.dtype)) * x
@@ -27,17 +30,17 @@ def sample(scheduler, x: torch.Tensor, steps: int) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2)])
-def test_solvers_converge_at_their_order(solver, order):
+@pytest.mark.parametrize("solver, order, above", [("euler", 1, 0.15), ("heun", 2, 0.15), ("multistep", 2, 0.4)])
+def test_solvers_converge_at_their_order(solver, order, above):
     scheduler = RectifiedFlowViewScheduler(solver=solver)
     x = torch.randn(2, 3, 4, dtype=torch.float64)
     errors = [(sample(scheduler, x, steps) - exact(x)).norm().item() for steps in (32, 64, 128)]
     rates = [math.log2(a / b) for a, b in zip(errors, errors[1:])]
-    assert all(abs(rate - order) < 0.15 for rate in rates), rates
-    assert scheduler.order == order
+    assert all(order - 0.15 < rate < order + above for rate in rates), rates
+    assert scheduler.order == (2 if solver == "heun" else 1), "model calls a step"
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_steps_equal_the_slow_twin(solver, shift):
     scheduler = RectifiedFlowViewScheduler(solver=solver, shift=shift)
@@ -50,7 +53,7 @@ def test_steps_equal_the_slow_twin(solver, shift):
     torch.testing.assert_close(result, reference.integrate(velocity, x, sigmas, solver), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("prediction_type", ["velocity", "sample"])
 def test_clean_views_are_untouched_to_the_bit(solver, prediction_type):
     scheduler = RectifiedFlowViewScheduler(solver=solver, prediction_type=prediction_type)
@@ -63,7 +66,7 @@ def test_clean_views_are_untouched_to_the_bit(solver, prediction_type):
         moved = scheduler.step(torch.randn(2, 3, 5), t, x).prev_sample
         assert moved.dtype == torch.bfloat16
         assert torch.equal(moved[~noisy], start[~noisy])
-        if solver == "euler" or call % 2 == 0:
+        if solver != "heun" or call % 2 == 0:
             lower = scheduler.sigmas < t[..., None] / 1000 - 1e-6
             t = 1000 * torch.where(lower, scheduler.sigmas, torch.zeros(())).amax(-1)
         x = moved
@@ -71,7 +74,7 @@ def test_clean_views_are_untouched_to_the_bit(solver, prediction_type):
     assert not torch.equal(x[noisy], start[noisy])
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_a_sigma_for_each_view_equals_one_for_all(solver):
     scheduler = RectifiedFlowViewScheduler(solver=solver, prediction_type="sample")
     x = torch.randn(2, 3, 4, dtype=torch.float64)

@@ -116,7 +116,8 @@ class Evaluate:
     def _sheet(self, result: EvaluationResult) -> Path:
         """One target of each pictured scene, in columns."""
         names = [name for name in result.pictures[0] if name != "references"]
-        rows = {f"reference {i + 1}": torch.stack([p["references"][i] for p in result.pictures]) for i in range(3)}
+        shown = min(3, *(len(picture["references"]) for picture in result.pictures))
+        rows = {f"reference {i + 1}": torch.stack([p["references"][i] for p in result.pictures]) for i in range(shown)}
         rows |= {name: torch.stack([picture[name][0] for picture in result.pictures]) for name in names}
         path = self.output / "sheet.png"
         contact_sheet(torch.zeros(0, 3, 1, 1), rows).save(path)

@@ -155,9 +155,10 @@ class Lora:
         """Rows of the table, and a picture of the test photos."""
         scene = load_scene(capture, missing="skip")
         test, train = capture_views(scene, "test"), capture_views(scene, "train")
-        case = capture_case(scene, test, size, size, max(self.scored_references), train)
+        case = capture_case(scene, test, size, size, len(train), train)
         before = KaleidoViewSynthesisPipeline.from_pretrained(base).to(tuned.device)
-        rows, pictures = [], {}
+        rows, pictures = evaluate(None, [case], (len(train),)).summary(), {}
+        rows = [{**row, "model": row["method"]} for row in rows]  # what all photos say that training had
         for name, pipe in (("base", before), ("fine-tuned", tuned)):
             pipe.set_progress_bar_config(disable=True)
             result: EvaluationResult = evaluate(
@@ -176,7 +177,7 @@ class Lora:
             for picture in result.pictures:
                 pictures |= {name: picture["kaleido"], "truth": picture["truth"], "": picture["references"]}
         given = pictures.pop("", torch.zeros(0, 3, size, size))
-        return rows, contact_sheet(given, pictures or {"truth": case.images[-len(test) :]}, tile=96)
+        return rows, contact_sheet(given, pictures or {"truth": case.images[len(train) :]}, tile=96)
 
 
 def _peak_memory() -> str:

@@ -174,11 +174,12 @@ def evaluate(
         baselines (`bool`, defaults to `True`):
             Whether to score the nearest reference, one flat colour, and the plane sweep too.
         num_pictures (`int`, defaults to `8`):
-            Scenes whose views are kept for pictures, at 3 references.
+            Scenes whose views are kept for pictures, at 3 references or the number nearest to it.
         options:
             Passed to the pipeline (`num_inference_steps`, `guidance_scale`, ...).
     """
     result = EvaluationResult()
+    pictured = min(num_references, key=lambda count: abs(count - 3))
     for number, case in enumerate(cases):
         total = len(case.images) - case.num_targets
         truth, targets = case.images[total:], case.cameras[total:]
@@ -199,7 +200,7 @@ def evaluate(
                 made["plane sweep"] = plane_sweep(images, cameras, targets)
             for method, views in made.items():
                 result.scores += _scores(method, case.name, count, views, truth, lpips, known)
-            if count == 3 and number < num_pictures:
+            if count == pictured and number < num_pictures:
                 result.pictures.append({"references": images, **made, "truth": truth})
     return result
 
