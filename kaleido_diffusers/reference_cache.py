@@ -34,6 +34,41 @@ class AdapterState(NamedTuple):
         return f"since then the weights or the layers of {now} have changed"
 
 
+class LayerMemory:
+    """
+    Keys and values of one layer, in a buffer `[2, B, capacity, L, heads, D]` with room for the views of the pass.
+
+    Blocks get this and not the whole cache: code compiled for one layer then serves all.
+    """
+
+    def __init__(self, buffer: torch.Tensor | None = None):
+        self.buffer = buffer
+        self.start = self.end = 0  # where the views of the present pass are written
+
+    def make_room(self, num_views: int) -> None:
+        """Lets the buffer, where there is one, hold `num_views` views behind the memory. Apart from
+        [`~LayerMemory.extend`], which is compiled and should find the same case every time."""
+        end = self.start + num_views
+        if self.buffer is not None and self.buffer.shape[2] < end and not torch.is_grad_enabled():
+            grown = self.buffer.new_empty(2, self.buffer.shape[1], end, *self.buffer.shape[3:])
+            grown[:, :, : self.start] = self.buffer[:, :, : self.start]
+            self.buffer = grown
+
+    def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values `[B, start + V, L, heads, D]`: the memory, then those given `[B, V, L, heads, D]`. The latter
+        are written behind the memory, into a buffer that is reused, and belong to it only after
+        [`~KaleidoReferenceCache.commit`]. With gradients enabled nothing is written in place."""
+        start, end = self.start, self.start + key.shape[1]
+        if self.buffer is None or torch.is_grad_enabled():
+            new = torch.stack([key, value])
+            self.buffer = new if self.buffer is None else torch.cat([self.buffer[:, :, :start], new], dim=2)
+        else:
+            self.buffer[0, :, start:end] = key
+            self.buffer[1, :, start:end] = value
+        self.end = end
+        return self.buffer[0, :, :end], self.buffer[1, :, :end]
+
+
 class KaleidoReferenceCache:
     """
     Keys and values of the memory views in every `"global"` layer, position encoding applied.
@@ -57,7 +92,7 @@ class KaleidoReferenceCache:
         self.tokens_per_view = 0
         self.has_poses = self.has_times = False
         self.adapters: AdapterState | None = None
-        self._buffers: dict[int, torch.Tensor] = {}  # layer -> [2, B, capacity, L, heads, D], keys and values
+        self._layers: dict[int, LayerMemory] = {}
 
     def __len__(self) -> int:
         return self.num_views
@@ -65,32 +100,19 @@ class KaleidoReferenceCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers, room for views yet to come included."""
-        return sum(buffer.nbytes for buffer in self._buffers.values())
+        return sum(layer.buffer.nbytes for layer in self._layers.values())
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `[B, num_views, L, heads, D]` of one layer."""
-        keys, values = self._buffers[index][:, :, : self.num_views]
+        keys, values = self._layers[index].buffer[:, :, : self.num_views]
         return keys, values
 
-    def extend(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values `[B, num_views + V, L, heads, D]` of a layer: the memory, then those given
-        `[B, V, L, heads, D]`. The latter are written behind the memory, into a buffer that is reused, and belong to
-        it only after [`~KaleidoReferenceCache.commit`]. With gradients enabled nothing is written in place."""
-        start, end = self.num_views, self.num_views + key.shape[1]
-        buffer = self._buffers.get(index)
-        if torch.is_grad_enabled():
-            new = torch.stack([key, value])
-            buffer = new if buffer is None else torch.cat([buffer[:, :, :start], new], dim=2)
-        else:
-            if buffer is None or buffer.shape[2] < end:
-                grown = key.new_empty(2, key.shape[0], end, *key.shape[2:])
-                if buffer is not None:
-                    grown[:, :, :start] = buffer[:, :, :start]
-                buffer = grown
-            buffer[0, :, start:end] = key
-            buffer[1, :, start:end] = value
-        self._buffers[index] = buffer
-        return buffer[0, :, :end], buffer[1, :, :end]
+    def at(self, index: int, num_views: int) -> "LayerMemory":
+        """The memory of one layer, to be extended by `num_views` views in a forward pass."""
+        layer = self._layers.setdefault(index, LayerMemory())
+        layer.start = layer.end = self.num_views
+        layer.make_room(num_views)
+        return layer
 
     def keep_to(self, adapters: AdapterState | None) -> None:
         """Takes over the adapters of a forward pass while empty; later raises `ValueError` where others are in effect.
@@ -105,7 +127,7 @@ class KaleidoReferenceCache:
             )
 
     def commit(self, num_views: int, batch_size: int, tokens_per_view: int, has_poses: bool, has_times: bool) -> None:
-        """Takes the `num_views` views last written by [`~KaleidoReferenceCache.extend`] into the memory.
+        """Takes the `num_views` views last written by [`LayerMemory.extend`] into the memory.
 
         Args:
             num_views (`int`): how many; a layer that did not get them all raises `RuntimeError` (a step cache that
@@ -116,7 +138,7 @@ class KaleidoReferenceCache:
             has_times (`bool`): whether they have times.
         """
         total = self.num_views + num_views
-        if any(buffer.shape[2] < total for buffer in self._buffers.values()):
+        if any(layer.end < total for layer in self._layers.values()):
             raise RuntimeError("A layer was skipped while views were encoded: is a step cache on?")
         self.num_views, self.batch_size, self.tokens_per_view = total, batch_size, tokens_per_view
         self.has_poses, self.has_times = has_poses, has_times
@@ -155,14 +177,17 @@ class KaleidoReferenceCache:
                     f" {first.adapters} and one with {other.adapters}."
                 )
         joined = copy(first)
-        joined._buffers = {}
         joined.batch_size = sum(cache.batch_size for cache in caches)
-        for index in first._buffers:
-            joined._buffers[index] = torch.cat([cache._buffers[index][:, :, : counts[0]] for cache in caches], dim=1)
+        joined._layers = {
+            index: LayerMemory(torch.cat([cache._layers[index].buffer[:, :, : counts[0]] for cache in caches], dim=1))
+            for index in first._layers
+        }
         return joined
 
     def _map(self, fn, num_views: int | None = None) -> "KaleidoReferenceCache":
         mapped = copy(self)
         mapped.num_views = self.num_views if num_views is None else num_views
-        mapped._buffers = {index: fn(buffer[:, :, : self.num_views]) for index, buffer in self._buffers.items()}
+        mapped._layers = {
+            index: LayerMemory(fn(layer.buffer[:, :, : self.num_views])) for index, layer in self._layers.items()
+        }
         return mapped

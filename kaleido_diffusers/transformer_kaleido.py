@@ -37,7 +37,7 @@ from diffusers.utils import BaseOutput
 from .cameras import invert_rigid
 from .checkpoints import KaleidoSingleFileMixin
 from .lora import KaleidoAdapterMixin, scales_adapters
-from .reference_cache import KaleidoReferenceCache
+from .reference_cache import KaleidoReferenceCache, LayerMemory
 
 
 __all__ = ["KALEIDO_PRESETS", "KaleidoTransformer3DModel", "KaleidoTransformerOutput"]
@@ -131,7 +131,7 @@ class KaleidoAttnProcessor:
         hidden_states: torch.Tensor,  # [B, V, L, C]
         positions: ViewPositions,
         groups: ViewGroups,
-        cache: KaleidoReferenceCache | None = None,
+        memory: LayerMemory | None = None,
     ) -> torch.Tensor:
         query, key, value = attn.project(hidden_states)  # [B, V, L, heads, D]
         num_kv_heads = key.shape[3]
@@ -144,8 +144,8 @@ class KaleidoAttnProcessor:
             query, key, value = (x.flatten(0, 1).unsqueeze(1) for x in (query, key, value))
             hidden = self._attend(query, key, value).squeeze(1).unflatten(0, hidden_states.shape[:2])
         else:
-            if cache is not None:
-                key, value = cache.extend(attn.layer_index, key, value)
+            if memory is not None:
+                key, value = memory.extend(key, value)
             hidden = self._attend_groups(query, key, value, groups)
 
         hidden = positions.decode_output(hidden.transpose(3, 4)).flatten(3)
@@ -229,10 +229,10 @@ class KaleidoAttention(nn.Module, AttentionModuleMixin):
         hidden_states: torch.Tensor,
         positions: ViewPositions,
         groups: ViewGroups,
-        cache: KaleidoReferenceCache | None = None,
+        memory: LayerMemory | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        return self.processor(self, hidden_states, positions, groups, cache, **kwargs)
+        return self.processor(self, hidden_states, positions, groups, memory, **kwargs)
 
 
 class KaleidoFeedForward(nn.Module):
@@ -296,13 +296,13 @@ class KaleidoTransformerBlock(nn.Module):
         modulation: torch.Tensor,  # [B, V, 6, C]
         positions: ViewPositions,
         groups: ViewGroups,
-        cache: KaleidoReferenceCache | None = None,
+        memory: LayerMemory | None = None,
         attention_kwargs: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         modulation = (modulation + self.scale_shift_table).to(hidden_states.dtype).unsqueeze(3)
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = modulation.unbind(2)
         update = self.norm1(hidden_states, 1 + scale_attn, shift_attn)
-        update = self.attn(update, positions, groups, cache, **(attention_kwargs or {}))
+        update = self.attn(update, positions, groups, memory, **(attention_kwargs or {}))
         hidden_states = self.norm2(update, gate_attn, hidden_states)
         update = self.ff(self.norm3(hidden_states, 1 + scale_ff, shift_ff))
         return self.norm4(update, gate_ff, hidden_states)
@@ -491,12 +491,15 @@ class KaleidoTransformer3DModel(
             cache.keep_to(self.adapter_state())
         patch_size, (height, width) = self.config.patch_size, hidden_states.shape[-2:]
 
-        hidden_states = self.patch_embed(_patchify(hidden_states, patch_size))  # [B, V, L, C]
+        # A copy and not a view, as the blocks return it: else torch.compile compiles the first block for itself
+        hidden_states = self.patch_embed(_patchify(hidden_states, patch_size)).clone()  # [B, V, L, C]
         embedding, modulation = self.time_embed(timestep)
         positions = self._positions(poses, intrinsics, times, height // patch_size, width // patch_size, timestep)
 
-        for block in self.transformer_blocks:
-            inputs = (hidden_states, modulation, positions[block.attn.kind], groups, cache, attention_kwargs)
+        for index, block in enumerate(self.transformer_blocks):
+            kind = block.attn.kind
+            memory = None if cache is None or kind == "view" else cache.at(index, hidden_states.shape[1])
+            inputs = (hidden_states, modulation, positions[kind], groups, memory, attention_kwargs)
             if torch.is_grad_enabled() and self.gradient_checkpointing and cache is None:
                 hidden_states = self._gradient_checkpointing_func(block, *inputs)
             else:

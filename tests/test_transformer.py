@@ -254,7 +254,7 @@ def test_cache_bookkeeping():
     assert (len(cache), cache.batch_size, cache.tokens_per_view) == (3, 2, tokens)
     assert cache.nbytes == 2 * layers * 2 * 3 * tokens * heads * dim * 4
     assert cache.moved(dtype=torch.float64).nbytes == 2 * cache.nbytes
-    assert set(cache._buffers) == {0, 2}, "only global layers keep keys and values"
+    assert set(cache._layers) == {0, 2}, "only global layers keep keys and values"
     joined = KaleidoReferenceCache.cat([cache.select([0]), cache.select([1])])
     assert (joined.batch_size, len(joined)) == (4, 1)
     for mine, theirs in zip(joined.layer(2), cache.layer(2)):
@@ -274,9 +274,9 @@ def test_targets_leave_the_cache_as_it_was():
         cache = model.encode_views(**arguments)
         before = [x.clone() for x in cache.layer(0)]
         first = model(**views.kwargs(slice(3, 5)), cache=cache).sample
-        buffer = cache._buffers[0]
+        buffer = cache._layers[0].buffer
         second = model(**views.kwargs(slice(3, 5)), cache=cache).sample
-    assert cache._buffers[0] is buffer, "the room behind the memory is reused, not copied, at the next step"
+    assert cache._layers[0].buffer is buffer, "the room behind the memory is reused, not copied, at the next step"
     assert len(cache) == 3
     assert torch.equal(first, second)
     for x, y in zip(cache.layer(0), before):
@@ -516,8 +516,9 @@ def test_a_cache_that_misses_a_layer_is_refused():
     cache = KaleidoReferenceCache()
     x = torch.zeros(1, 2, 4, 2, 8)
     with torch.no_grad():
-        cache.extend(0, x, x)
+        cache.at(0, 2).extend(x, x)
         cache.commit(2, 1, 4, True, False)
-        cache.extend(1, x, x)
+        cache.at(0, 2)
+        cache.at(1, 2).extend(x, x)
         with pytest.raises(RuntimeError, match="layer was skipped"):
             cache.commit(2, 1, 4, True, False)

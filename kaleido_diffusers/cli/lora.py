@@ -53,6 +53,8 @@ class Lora:
     """Photos of each draw, split anew into references and targets."""
     references: tuple[int, ...] = (1, 2, 3, 6)
     """Numbers of references to draw from."""
+    crops: float = 0.5
+    """Smallest side of random square crops of the photos, as a share of the largest; 1: centred ones alone."""
     optimizer: Literal["muon", "adamw"] = "adamw"
     """AdamW, or Muon for the matrices."""
     learning_rate: float = 2e-3
@@ -126,6 +128,7 @@ class Lora:
             target_group_sizes=(1,),
             ordered_references=0.0,
             view_mix=(0.5, 0.0, 0.5),
+            crops=self.crops,
             in_memory=True,
             workers=0,
             steps=self.steps,
