@@ -27,6 +27,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.cache_utils import CacheMixin
@@ -110,9 +111,8 @@ class ViewPositions(NamedTuple):
         heads = (1,) * (x.ndim - 4)
         cos, sin = (table.reshape(*table.shape[:3], *heads, -1) for table in (self.cos, sin))
         first, second = grid.chunk(2, dim=-1)
-        return torch.cat([camera.to(dtype), first * cos - second * sin, first * sin + second * cos], dim=-1).to(
-            x.dtype
-        )
+        turned = (camera.to(dtype), first * cos - second * sin, first * sin + second * cos)
+        return torch.cat(turned, dim=-1).to(x.dtype)
 
 
 class KaleidoAttnProcessor:
@@ -199,14 +199,12 @@ class KaleidoAttention(nn.Module, AttentionModuleMixin):
         kv_heads: int,
         dim_head: int,
         kind: str,
-        layer_index: int,
         eps: float,
         processor=None,
     ):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim_head
-        self.kind, self.layer_index = kind, layer_index
-        self.use_bias = False
+        self.kind, self.use_bias = kind, False
         self.to_q = nn.Linear(dim, heads * dim_head, bias=False)
         self.to_k = nn.Linear(dim, kv_heads * dim_head, bias=False)
         self.to_v = nn.Linear(dim, kv_heads * dim_head, bias=False)
@@ -276,14 +274,11 @@ class KaleidoTransformerBlock(nn.Module):
         attention_head_dim: int,
         ffn_dim: int,
         kind: str,
-        layer_index: int,
         norm_eps: float,
     ):
         super().__init__()
         self.norm1 = KaleidoAdaRMSNorm(dim, norm_eps)
-        self.attn = KaleidoAttention(
-            dim, num_attention_heads, num_key_value_heads, attention_head_dim, kind, layer_index, norm_eps
-        )
+        self.attn = KaleidoAttention(dim, num_attention_heads, num_key_value_heads, attention_head_dim, kind, norm_eps)
         self.norm2 = KaleidoAdaRMSNorm(dim, norm_eps)
         self.norm3 = KaleidoAdaRMSNorm(dim, norm_eps)
         self.ff = KaleidoFeedForward(dim, ffn_dim)
@@ -324,6 +319,26 @@ class KaleidoTimeEmbedding(nn.Module):
         frequencies = self.time_proj(timestep.flatten()).unflatten(0, timestep.shape)
         embedding = self.embedder(frequencies.to(self.linear.weight.dtype))
         return embedding, self.linear(F.silu(embedding)).unflatten(-1, (6, -1))
+
+
+class KaleidoRotaryEmbedding(nn.Module):
+    """Angles by which the grid half of a head turns: with column and row, stretched to the grid of training, and time.
+    A module, though without parameters: so context parallelism can split the tokens of its output."""
+
+    def __init__(self, axes_dim: tuple[int, int, int], theta: float, time_scale: float, extent: int):
+        super().__init__()
+        self.axes_dim, self.theta, self.time_scale, self.extent = axes_dim, theta, time_scale, extent
+
+    def forward(self, rows: int, columns: int, seconds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines `[B, V, L, R/2]` at `seconds` `[B, V]`."""
+        options = dict(device=seconds.device, dtype=seconds.dtype)
+        y, x = ((torch.arange(count, **options) + 0.5) / count * self.extent for count in (rows, columns))
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        turns = [self.theta ** -(torch.arange(0, dim, 2, **options) / max(dim, 1)) for dim in self.axes_dim]
+        grid = torch.cat([x.reshape(-1, 1) * turns[0], y.reshape(-1, 1) * turns[1]], dim=-1)
+        turn = (seconds * self.time_scale)[:, :, None, None] * turns[2]
+        angles = torch.cat([grid.expand(*seconds.shape, -1, -1), turn.expand(-1, -1, len(grid), -1)], dim=-1)
+        return angles.cos(), angles.sin()
 
 
 class KaleidoTransformer3DModel(
@@ -374,6 +389,12 @@ class KaleidoTransformer3DModel(
     _keep_in_fp32_modules = ["time_embed", "scale_shift_table"]
     _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "norm", "proj_out"]
     _skip_keys = ["cache"]
+    # Every rank takes its share of the tokens of every view: attention does not mind their order
+    _cp_plan = {
+        "patch_embed": {0: ContextParallelInput(split_dim=2, expected_dims=4, split_output=True)},
+        "rope": {index: ContextParallelInput(split_dim=2, expected_dims=4, split_output=True) for index in (0, 1)},
+        "proj_out": ContextParallelOutput(gather_dim=2, expected_dims=4),
+    }
 
     @register_to_config
     def __init__(
@@ -402,7 +423,8 @@ class KaleidoTransformer3DModel(
         # 1. Tokens, with channels before rows and columns inside a patch, as in a flattened convolution
         self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
 
-        # 2. Timesteps
+        # 2. Positions and timesteps
+        self.rope = KaleidoRotaryEmbedding(rope_axes_dim, rope_theta, rope_time_scale, sample_size // patch_size)
         self.time_embed = KaleidoTimeEmbedding(dim)
 
         # 3. Blocks
@@ -414,7 +436,6 @@ class KaleidoTransformer3DModel(
                 attention_head_dim=attention_head_dim,
                 ffn_dim=ffn_dim,
                 kind=layer_pattern[index % len(layer_pattern)],
-                layer_index=index,
                 norm_eps=norm_eps,
             )
             for index in range(num_layers)
@@ -506,8 +527,8 @@ class KaleidoTransformer3DModel(
                 hidden_states = block(*inputs)
 
         if cache is not None and groups.memory:
-            batch, _, tokens, _ = hidden_states.shape
-            cache.commit(sum(groups.memory), batch, tokens, poses is not None, times is not None)
+            tokens = (height // patch_size) * (width // patch_size)  # of all ranks
+            cache.commit(sum(groups.memory), len(hidden_states), tokens, poses is not None, times is not None)
         hidden_states = hidden_states[:, hidden_states.shape[1] - num_targets :]
         embedding = embedding[:, embedding.shape[1] - num_targets :]
         shift, scale = (embedding.unsqueeze(2) + self.scale_shift_table).to(hidden_states.dtype).unsqueeze(3).unbind(2)
@@ -550,31 +571,13 @@ class KaleidoTransformer3DModel(
 
     def _positions(self, poses, intrinsics, times, rows: int, columns: int, like: torch.Tensor):
         """Positions for each layer kind. Inside one view camera and time cancel, so `"view"` layers leave them out."""
-        config = self.config
         dtype = torch.promote_types(torch.float32, like.dtype if poses is None else poses.dtype)
-        options = dict(device=like.device, dtype=dtype)
-        extent = config.sample_size // config.patch_size
-        y, x = torch.meshgrid(
-            (torch.arange(rows, **options) + 0.5) / rows * extent,
-            (torch.arange(columns, **options) + 0.5) / columns * extent,
-            indexing="ij",
-        )
-        turns = [_frequencies(dim, config.rope_theta, **options) for dim in config.rope_axes_dim]
-        grid = torch.cat([x.reshape(-1, 1) * turns[0], y.reshape(-1, 1) * turns[1]], dim=-1)
-
-        def table(seconds):
-            turn = (seconds.to(dtype) * config.rope_time_scale)[:, :, None, None] * turns[2]
-            spread = grid.expand(*seconds.shape, -1, -1)
-            angles = torch.cat([spread, turn.expand(-1, -1, len(grid), -1)], dim=-1)
-            return angles.cos(), angles.sin()
-
         projection = inverse = None
         if poses is not None:
-            projection, inverse = _projection(poses.to(dtype), intrinsics, config.camera_encoding)
-        still = table(torch.zeros(1, 1, **options))
-        inside = ViewPositions(None, None, *still)
-        across = ViewPositions(projection, inverse, *(still if times is None else table(times)))
-        return {"global": across, "view": inside}
+            projection, inverse = _projection(poses.to(dtype), intrinsics, self.config.camera_encoding)
+        still = self.rope(rows, columns, torch.zeros(1, 1, device=like.device, dtype=dtype))
+        moving = still if times is None else self.rope(rows, columns, times.to(dtype))
+        return {"global": ViewPositions(projection, inverse, *moving), "view": ViewPositions(None, None, *still)}
 
     def _check_inputs(self, hidden_states, timestep, poses, intrinsics, times, num_targets, cache) -> int:
         """Checks the arguments of `forward`; returns the number of targets."""
@@ -665,11 +668,6 @@ def _beside(memory: torch.Tensor, x: torch.Tensor, count: int) -> torch.Tensor:
     batch: `[B * count, N + size, ...]`."""
     memory = memory.unsqueeze(1).expand(-1, count, *memory.shape[1:])
     return torch.cat([memory, x.unflatten(1, (count, -1))], dim=2).flatten(0, 1)
-
-
-def _frequencies(dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Rotary frequencies `[dim / 2]`: theta^(-2i / dim)."""
-    return theta ** -(torch.arange(0, dim, 2, device=device, dtype=dtype) / max(dim, 1))
 
 
 def _projection(

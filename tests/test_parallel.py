@@ -1,0 +1,77 @@
+"""Several devices by diffusers' own engines, on processes of this machine: the results are those of one."""
+
+import os
+import socket
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from conftest import make_model, make_pipeline
+from diffusers import ContextParallelConfig
+
+
+def start(rank: int, world_size: int, port: int, folder: str, work) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world_size))
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    torch.accelerator.device_count = lambda: 1  # diffusers divides by the number of accelerators, here 0
+    try:
+        torch.save(work(rank), Path(folder) / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def on_two_ranks(folder: Path, work) -> list:
+    """What `work(rank)` returns on each of two gloo ranks."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(start, (2, port, str(folder), work), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def views(count: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    poses = torch.eye(4).repeat(1, count, 1, 1)
+    poses[..., :3, 3] = torch.randn(1, count, 3, generator=generator)
+    intrinsics = torch.tensor([[1.0, 0, 0.5], [0, 1.2, 0.5], [0, 0, 1]]).repeat(1, count, 1, 1)
+    hidden_states = torch.randn(1, count, 3, 16, 12, generator=generator)
+    times = torch.linspace(0, 1, count)[None]
+    return {"hidden_states": hidden_states, "poses": poses, "intrinsics": intrinsics, "times": times}
+
+
+def predictions(model) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Uncached in groups, and with a cache that grows; and the tokens of a view that this rank keeps."""
+    call = views(6)
+    timestep = torch.tensor([[0.0, 0, 0, 300, 700, 700]])
+    with torch.no_grad():
+        uncached = model(**call, timestep=timestep, num_targets=3, view_groups=[0, 0, 1, 2, 3, 3]).sample
+        cache = model.encode_views(**{key: value[:, :2] for key, value in call.items()})
+        model.encode_views(**{key: value[:, 2:3] for key, value in call.items()}, cache=cache)
+        targets = {key: value[:, 3:] for key, value in call.items()}
+        cached = model(**targets, timestep=timestep[:, 3:], view_groups=[2, 3, 3], cache=cache).sample
+    return uncached, cached, cache.layer(0)[0].shape[2]
+
+
+def pipeline_views(pipe) -> torch.Tensor:
+    poses = torch.eye(4).repeat(7, 1, 1)
+    poses[:, 0, 3] = torch.arange(7)
+    photos = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    options = {"fov": 60, "num_inference_steps": 2, "views_per_group": 2, "guidance_scale": 1.5, "output_type": "pt"}
+    return pipe(photos, poses, generator=torch.Generator().manual_seed(0), **options).images
+
+
+def context_parallel(rank: int):
+    model = make_model(layer_pattern=("global", "view"))
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+    pipe = make_pipeline()
+    pipe.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+    return (*predictions(model), pipeline_views(pipe))
+
+
+def test_tokens_split_over_two_ranks(tmp_path):
+    uncached, cached, tokens = predictions(make_model(layer_pattern=("global", "view")))
+    expected = (uncached, cached, tokens // 2, pipeline_views(make_pipeline()))
+    for result in on_two_ranks(tmp_path, context_parallel):
+        for ours, alone in zip(result, expected, strict=True):
+            torch.testing.assert_close(ours, alone, rtol=1e-5, atol=1e-5)
