@@ -1,5 +1,5 @@
-"""A long orbit around an unseen synthetic world at bounded memory: CPU seconds a view, peak memory, and how far the views
-drift, with and without a little noise on the views that the memory takes in.
+"""A long orbit around an unseen synthetic world at bounded memory: CPU seconds a view, peak memory, and how far the
+views drift, with and without a little noise on the views that the memory takes in.
 
     python benchmarks/rollout.py --lpips lpips_alex.pth
 
@@ -94,7 +94,7 @@ def main(config: Config) -> None:
                 max_memory_views=bound or None,
                 generator=torch.Generator().manual_seed(0),
                 output_type="pt",
-                callback_on_step_end=clock,
+                callback_on_step_end=lambda _pipe, step, _timestep, tensors, clock=clock: clock(step, tensors),
             ).images
             pictures[name], curves[name] = views[:: config.views // 8], []
             for number, (seconds, memory) in enumerate(clock.windows):
@@ -119,7 +119,7 @@ class Clock:
         reset_peak_memory(torch.device("cpu"))
         self.started = time.process_time()
 
-    def __call__(self, pipe, step, timestep, tensors) -> dict:
+    def __call__(self, step: int, tensors: dict[str, torch.Tensor]) -> dict:
         if (step + 1) % self.config.steps == 0:
             self.views += tensors["latents"].shape[1]
             if self.views % self.config.window == 0:

@@ -55,8 +55,8 @@ class LayerMemory:
             self.buffer = grown
 
     def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values `[B, start + V, L, heads, D]`: the memory, then those given `[B, V, L, heads, D]`. The latter
-        are written behind the memory, into a buffer that is reused, and belong to it only after
+        """Keys and values `[B, start + V, L, heads, D]`: the memory, then those given `[B, V, L, heads, D]`. The
+        latter are written behind the memory, into a buffer that is reused, and belong to it only after
         [`~KaleidoReferenceCache.commit`]. With gradients enabled nothing is written in place."""
         start, end = self.start, self.start + key.shape[1]
         if self.buffer is None or torch.is_grad_enabled():

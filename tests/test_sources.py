@@ -9,7 +9,7 @@ import torch
 from conftest import shared
 
 from kaleido_diffusers import Cameras, load_scene, sample_capture
-from kaleido_diffusers.data.samples import InMemory, SceneSample, cropped_sample, scene_sample
+from kaleido_diffusers.data.samples import InMemory, SceneSample, scene_sample
 from kaleido_diffusers.data.scene import CaptureError
 from kaleido_diffusers.data.shards import ShardSource, write_shards
 from kaleido_diffusers.data.sources import CaptureSource, SyntheticSource
@@ -106,30 +106,6 @@ def test_a_capture_is_a_source_of_one_scene():
     train, test = (CaptureSource(sample_capture(), 24, split=split)[0] for split in ("train", "test"))
     assert (len(train), len(test)) == (35, 5)
     torch.testing.assert_close(test.poses, scene.cameras.world_from_camera[::8])
-
-
-def test_random_crops_move_the_lens_along():
-    height, width, size = 48, 80, 16
-    row, column = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    ramp = torch.stack([row / height, column / width, torch.zeros_like(row)]).mul(255).round().to(torch.uint8)
-    intrinsics = torch.tensor([[0.9, 0, 0.45], [0, 1.4, 0.6], [0, 0, 1]]).repeat(3, 1, 1)
-    sample = SceneSample(ramp.repeat(3, 1, 1, 1), torch.eye(4, dtype=torch.float64).repeat(3, 1, 1), intrinsics)
-    shares, centred = set(), 0
-    for seed in range(40):
-        cut = cropped_sample(sample, size, 0.5, torch.Generator().manual_seed(seed))
-        assert cut.views.shape == (3, 3, size, size) and torch.equal(cut.poses, sample.poses)
-        pixels = torch.stack([torch.tensor([x + 0.5, y + 0.5]) for x, y in ((3, 4), (8, 8), (12, 5))]).double() / size
-        rays = torch.cat([pixels, torch.ones(3, 1)], dim=-1) @ cut.intrinsics.double().inverse().mT  # [V, pixels, 3]
-        there = (rays @ sample.intrinsics.double().mT)[..., :2]  # shares of the whole picture's width and height
-        seen = torch.stack([cut.views[:, :2, 4, 3], cut.views[:, :2, 8, 8], cut.views[:, :2, 5, 12]], dim=1) / 255
-        torch.testing.assert_close(there.flip(-1).float(), seen, rtol=0, atol=0.01)
-        scale = (cut.intrinsics[:, 0, 0] / sample.intrinsics[:, 0, 0] * height / width).reciprocal()
-        assert (0.48 < scale).all() and (scale < 1.01).all()
-        shares |= set(scale.tolist())
-        centred += bool((scale > 0.999).all() and (cut.intrinsics[0] == cut.intrinsics).all())
-    assert 10 < centred < 30 and min(shares) < 0.55
-    source = CaptureSource(sample_capture(), 24, whole=True)[0]
-    assert min(source.views.shape[-2:]) == 24
 
 
 def test_blender_captures_come_with_their_splits():

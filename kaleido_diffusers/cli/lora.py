@@ -38,7 +38,7 @@ class Lora:
     """Folder for the adapter, checkpoints and pictures. A run in it is resumed."""
     checkpoint: str = "kaleido-tiny-objects"
     """Pipeline folder (in pixels) to start from, or the name of a bundled checkpoint."""
-    lora: Annotated[LoraOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: LoraOptions(rank=16))
+    lora: Annotated[LoraOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: LoraOptions(rank=64))
     full: bool = False
     """Train all weights instead of an adapter."""
     size: int | None = None
@@ -53,10 +53,8 @@ class Lora:
     """Photos of each draw, split anew into references and targets."""
     references: tuple[int, ...] = (1, 2, 3, 6)
     """Numbers of references to draw from."""
-    crops: float = 0.5
-    """Smallest side of random square crops of the photos, as a share of the largest; 1: centred ones alone."""
-    optimizer: Literal["muon", "adamw"] = "adamw"
-    """AdamW, or Muon for the matrices."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon for the matrices (needs torch 2.9), or AdamW for all."""
     learning_rate: float = 2e-3
     """Highest learning rate (of AdamW); it rises over 30 steps and falls over the last third."""
     matrix_lr: float = 0.01
@@ -71,9 +69,9 @@ class Lora:
     """Precision of the forward pass."""
     validation_photos: int = 4
     """Training photos that are kept back to stop early and to choose the best weights."""
-    validate_every: int = 100
+    validate_every: int = 50
     """Steps between validations."""
-    patience: int = 8
+    patience: int = 12
     """Stop after so many validations without a better one."""
     scored_references: tuple[int, ...] = (3, 6, 12)
     """Numbers of references of the final scores."""
@@ -128,7 +126,6 @@ class Lora:
             target_group_sizes=(1,),
             ordered_references=0.0,
             view_mix=(0.5, 0.0, 0.5),
-            crops=self.crops,
             in_memory=True,
             workers=0,
             steps=self.steps,

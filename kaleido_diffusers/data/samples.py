@@ -7,11 +7,10 @@ from typing import Protocol
 import torch
 
 from ..cameras import Cameras
-from .images import crop_and_resize
 from .scene import Scene
 
 
-__all__ = ["InMemory", "SceneSample", "SceneSource", "cropped_sample", "scene_sample"]
+__all__ = ["InMemory", "SceneSample", "SceneSource", "scene_sample"]
 
 
 @dataclass
@@ -49,45 +48,15 @@ class SceneSample:
         return SceneSample(*(None if x is None else x[views] for x in vars(self).values()))
 
 
-def scene_sample(scene: Scene, size: int, views: Sequence[int], whole: bool = False) -> SceneSample:
-    """Some of the views of a capture, cropped and resized to `size` x `size` pixels; or `whole`, in the aspect of the
-    first photo, with `size` pixels along the shorter side."""
-    height = width = size
-    if whole:
-        sides = scene.cameras[views[0]].image_sizes
-        height, width = (sides * size / sides.min()).round().int().tolist()
-    images, cameras = scene.fitted(views, height, width)
+def scene_sample(scene: Scene, size: int, views: Sequence[int]) -> SceneSample:
+    """Some of the views of a capture, cropped and resized to `size` x `size` pixels."""
+    images, cameras = scene.fitted(views, size, size)
     return SceneSample(
         (images * 255).round().to(torch.uint8),
         cameras.world_from_camera,
         cameras.normalized_intrinsics.float(),
         None if scene.times is None else scene.times[list(views)],
     )
-
-
-def cropped_sample(sample: SceneSample, size: int, smallest: float, generator: torch.Generator) -> SceneSample:
-    """
-    Views cut to `size` x `size` pixels: every other time the largest centred squares, else squares at random places,
-    each view for itself. The photos of a capture then show more than one framing of what they saw.
-
-    Args:
-        sample (`SceneSample`): views `[V, 3, H, W]`, larger than `size`.
-        size (`int`): height and width of the squares afterwards.
-        smallest (`float`): side of the smallest square, as a share of the largest that fits; at most 1.
-        generator (`torch.Generator`): source of randomness.
-    """
-    height, width = sample.views.shape[-2:]
-    side, centred = min(height, width), torch.rand((), generator=generator) < 0.5
-    views, cameras = [], []
-    for view, camera in zip(sample.views, sample.cameras):
-        share, down, across = torch.rand(3, generator=generator).tolist()
-        cut = side if centred else round(side * (smallest + (1 - smallest) * share))
-        box = (round((height - cut) * (0.5 if centred else down)), round((width - cut) * (0.5 if centred else across)))
-        view, camera = crop_and_resize(view.float(), camera, (*box, cut, cut), (size, size))
-        views.append(view.round().to(torch.uint8))
-        cameras.append(camera)
-    intrinsics = Cameras.stack(cameras).normalized_intrinsics.float()
-    return SceneSample(torch.stack(views), sample.poses, intrinsics, sample.times)
 
 
 class SceneSource(Protocol):

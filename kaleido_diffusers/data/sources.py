@@ -105,19 +105,11 @@ class CaptureSource:
         size (`int`): height and width to crop and resize to.
         split (`str`): which views, see [`capture_views`]; `"train"` keeps the test views out.
         validation_photos (`int`): how many training views are kept for validation.
-        whole (`bool`): keep whole photos, `size` being their shorter side, to be cropped later.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        size: int,
-        split: str = "train",
-        validation_photos: int = 0,
-        whole: bool = False,
-    ):
+    def __init__(self, path: str | os.PathLike, size: int, split: str = "train", validation_photos: int = 0):
         scene = load_scene(path, missing="skip")
-        self.sample = scene_sample(scene, size, capture_views(scene, split, validation_photos), whole)
+        self.sample = scene_sample(scene, size, capture_views(scene, split, validation_photos))
 
     def __len__(self) -> int:
         return 1

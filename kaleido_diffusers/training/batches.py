@@ -9,7 +9,7 @@ import torch
 from ..data.images import CaptureError
 from ..data.readers import load_scene
 from ..data.readers.shards import find_shard
-from ..data.samples import InMemory, SceneSample, SceneSource, cropped_sample, scene_sample
+from ..data.samples import InMemory, SceneSample, SceneSource, scene_sample
 from ..data.shards import ShardSource
 from ..data.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource, capture_views
 from ..data.view_sampling import choose_references, sample_view_subset
@@ -49,8 +49,6 @@ def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSo
     if find_shard(path):
         return ShardSource(path, config.size)
     if path.exists():
-        if config.crops < 1 and split == "train":  # at twice the size, so that cropping blurs nothing
-            return CaptureSource(path, 2 * config.size, split, config.validation_photos, whole=True)
         return CaptureSource(path, config.size, split, config.validation_photos)
     raise CaptureError(f"{name!r} is neither a kind of synthetic world ({', '.join(SYNTHETIC_KINDS)}) nor a path.")
 
@@ -155,10 +153,7 @@ class StepBatches(torch.utils.data.Dataset):
             views = sample_view_subset(
                 len(sample), sample.cameras, sample.times, config.views, chooser, config.view_mix
             )
-            sample = sample.select(views)
-            if sample.views.shape[-2:] != (config.size, config.size):
-                sample = cropped_sample(sample, config.size, config.crops, chooser)
-            samples.append(sample)
+            samples.append(sample.select(views))
         return TrainingStep(step, _stack(samples), partition, self.rows)
 
 

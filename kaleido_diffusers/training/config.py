@@ -86,8 +86,6 @@ class TrainConfig:
     """Probability that references come in several ordered groups."""
     view_mix: tuple[float, float, float] = (0.3, 0.2, 0.5)
     """Probabilities of neighbouring, spread and random views."""
-    crops: float = 1.0
-    """Smallest side of random square crops of a capture's photos, as a share of the largest; 1: centred ones alone."""
     spread: float = 1.0
     """How far the cameras of synthetic worlds are apart, from 0 to 1."""
     scenes: int = 100_000
