@@ -35,6 +35,7 @@ __all__ = [
     "CheckpointError",
     "ConvertedWeights",
     "KaleidoSingleFileMixin",
+    "channels_first",
     "checkpoint_from_dict",
     "convert_weights",
     "infer_config",
@@ -599,8 +600,10 @@ def convert_weights(
         if fitted is None or fitted.dtype not in DTYPE_NAMES:
             form = f"{list(tensors[name].shape)} in {tensors[name].dtype}".replace("torch.", "")
             wrong[name] = f"{name} (is {form}, must be {list(expected[name].shape)} in floating point)"
-        elif channels_last_patches:
-            fitted = _channels_first(name, fitted, model.config.patch_size, tensors[name].ndim)
+        elif channels_last_patches and name == "patch_embed.weight" and tensors[name].ndim == 2:
+            fitted = channels_first(fitted, 1, model.config.patch_size)
+        elif channels_last_patches and name.startswith("proj_out."):
+            fitted = channels_first(fitted, 0, model.config.patch_size)
         tensors[name] = fitted
     left_over = [_told(name, checkpoint.origins) for name in tensors if name not in expected and name not in wrong]
     covered = {part for name in wrong for part in _parts_of(name)}
@@ -675,13 +678,16 @@ def _fitted(name: str, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor 
     return None
 
 
-def _channels_first(name: str, weight: torch.Tensor, patch: int, dims: int) -> torch.Tensor:
-    """From patches with channels last. `dims`: axes that the weight came with."""
-    if name == "patch_embed.weight" and dims == 2:
-        return weight.unflatten(1, (patch, patch, -1)).movedim(3, 1).flatten(1)
-    if name.startswith("proj_out."):
-        return weight.unflatten(0, (patch, patch, -1)).movedim(2, 0).flatten(0, 2)
-    return weight
+def channels_first(weight: torch.Tensor, axis: int, patch_size: int) -> torch.Tensor:
+    """
+    Reorders patches of rows, columns, channels to channels, rows, columns.
+
+    Args:
+        weight (`torch.Tensor`): with patches along one axis.
+        axis (`int`): that axis, counted from the front.
+        patch_size (`int`): rows and columns of a patch.
+    """
+    return weight.unflatten(axis, (patch_size, patch_size, -1)).movedim(axis + 2, axis).flatten(axis, axis + 2)
 
 
 def _told(name: str, origins: Mapping[str, str]) -> str:

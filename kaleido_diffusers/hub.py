@@ -41,12 +41,25 @@ __all__ = ["explain_hub_error", "model_card", "push_folder", "update_card", "wri
 
 logger = logging.get_logger(__name__)  # pylint: disable=invalid-name
 
-CARD, INDEX, SCORES = "README.md", "model_index.json", "scores.json"
+CARD, INDEX, SCORES, CODE = "README.md", "model_index.json", "scores.json", "pipeline.py"
 PICTURES = {
     "test_photos.png": "Photos that training did not see: by the base, by the adapter, and as they are",
     "sheet.png": "Held-out views: references, generated, baselines, and as they are",
 }
 METRICS = {"psnr": ("PSNR (dB)", ".2f"), "ssim": ("SSIM", ".3f"), "lpips": ("LPIPS", ".3f")}
+
+# What a pipeline's repository holds as `pipeline.py`. diffusers runs it for `custom_pipeline="pipeline"`, where the
+# user says `trust_remote_code=True`. `model_index.json` does not name it: diffusers would then want that word from
+# those too who have imported the package. One class and no subclass: it looks for the only pipeline in the file.
+PIPELINE_CODE = '''"""The pipeline of this repository is in the package kaleido-diffusers; here is only its name."""
+
+try:
+    from kaleido_diffusers import KaleidoViewSynthesisPipeline  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "kaleido_diffusers":
+        raise
+    raise ImportError("This pipeline is in a package that is absent: `pip install kaleido-diffusers`.") from None
+'''
 
 _MARKED = re.compile(
     r"(?P<heading>## [^\n]+\n\s*\n)?(?P<block><!-- generated: (?P<mark>\w+) -->.*?<!-- end: (?P=mark) -->)", re.DOTALL
@@ -205,7 +218,7 @@ def _pipeline_parts(folder: Path, repo_id: str | None, scores: dict) -> list[_Pa
         about, limits = f"{about} {only}", f"{only} {limits}"
     return [
         _Part("about", None, about),
-        _Part("usage", "How to use", _usage(json.dumps(repo_id or "path/to/this/folder"))),
+        _Part("usage", "How to use", _usage(json.dumps(repo_id or "path/to/this/folder")) + _usage_by_code(repo_id)),
         _Part(None, "Training data", "The author has not said what it was trained on."),
         _Part(None, "Limits", limits),
     ]
@@ -256,6 +269,18 @@ def _usage(checkpoint: str, adapter: str | None = None) -> str:
     )
 
 
+def _usage_by_code(repo_id: str | None) -> str:
+    """For those who do not import the package: a card of a repository, which has a `pipeline.py`."""
+    if repo_id is None:
+        return ""
+    name, _ = CODE.split(".")
+    return (
+        "\n\nIn code that knows diffusers alone, with the package installed (`pip install kaleido-diffusers`):\n\n"
+        "```python\nfrom diffusers import DiffusionPipeline\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("{repo_id}", custom_pipeline="{name}", trust_remote_code=True)\n```'
+    )
+
+
 def _score_tables(scores: dict) -> str:
     """From the JSON of `kaleido evaluate`, or from values by names such as `"PSNR, 3 references"`."""
     tables: dict[tuple[str, str], dict[str, dict[int, float]]] = {}  # metric -> method -> references -> value
@@ -298,8 +323,9 @@ def push_folder(
     subfolder: str | None = None,
 ) -> CommitInfo:
     """
-    Uploads a pipeline or an adapter in one commit, with its card. After a broken connection a second call sends only
-    what has not arrived.
+    Uploads a pipeline or an adapter in one commit, with its card. With a pipeline goes a `pipeline.py`, unless the
+    folder has one, by which diffusers loads it for those who do not import this package. After a broken connection a
+    second call sends only what has not arrived.
 
     Args:
         folder (`str` or `os.PathLike`): see [`model_card`].
@@ -328,8 +354,13 @@ def push_folder(
     if revision is not None:
         _make_branch(api, repo_id, revision)
     prefix = f"{subfolder}/" if subfolder else ""
-    operations = [CommitOperationAdd(prefix + name, path) for name, path in files.items() if name != CARD]
+    contents = {name: path for name, path in files.items() if name != CARD}
+    if INDEX in files:
+        contents[INDEX] = _index_for_all(files[INDEX])
+    operations = [CommitOperationAdd(prefix + name, content) for name, content in contents.items()]
     if not subfolder:
+        if INDEX in files and CODE not in files:
+            operations.append(CommitOperationAdd(CODE, PIPELINE_CODE.encode()))
         if base_model is None and INDEX not in files:
             base_model = _base_on_the_hub(api, read_adapter_info(files[LORA_WEIGHT_NAME_SAFE]))
         card = _card_to_push(api, folder, repo_id, revision, license, replace_card)
@@ -345,6 +376,18 @@ def push_folder(
         revision=revision,
         create_pr=create_pr,
     )
+
+
+def _index_for_all(path: Path) -> bytes:
+    """`model_index.json` with our components under `diffusers`, where this package puts them when it is imported.
+    Before it is, diffusers refuses a repository that names a library of which it has not heard."""
+    index = json.loads(path.read_text(encoding="utf-8"))
+    package = __name__.partition(".")[0]
+    index = {
+        key: ["diffusers", *value[1:]] if isinstance(value, list) and value[:1] == [package] else value
+        for key, value in index.items()
+    }
+    return (json.dumps(index, indent=2) + "\n").encode()
 
 
 def explain_hub_error(error: BaseException, repo_id: str) -> str | None:

@@ -6,10 +6,12 @@ Large files travel under another host name than the API, as they do on the Hub, 
 import base64
 import hashlib
 import json
+import os
 import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -300,3 +302,11 @@ ROUTES = [
     ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", "_batch"),
     ("GET HEAD", f"/{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "_resolve"),
 ]
+
+
+def client(server: HubServer, home: Path, token: str | None = None, offline: bool = False) -> dict[str, str]:
+    """The environment of a process with the Hub's client as it is and its endpoint on loopback."""
+    env = {key: x for key, x in os.environ.items() if not key.startswith("HF_")}
+    env |= {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*"}
+    return env | {"HF_HUB_OFFLINE": str(int(offline))} | ({"HF_TOKEN": token} if token else {})

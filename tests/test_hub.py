@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_pipeline
-from hub_server import HubServer
+from hub_server import HubServer, client
 from huggingface_hub import ModelCard
 
 from kaleido_diffusers.hub import model_card, update_card
@@ -37,14 +37,11 @@ for line in sys.stdin:
 
 
 class Process:
-    """A Python process that has imported the package, with the Hub's client as it is and its endpoint on loopback."""
+    """A Python process that has imported the package, with the Hub on loopback."""
 
     def __init__(self, server: HubServer, home: Path, token: str | None = "alices", offline: bool = False):
         self.home = home
-        env = {key: x for key, x in os.environ.items() if not key.startswith("HF_")}
-        env |= {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-        env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*"}
-        env |= {"HF_HUB_OFFLINE": str(int(offline))} | ({"HF_TOKEN": token} if token else {})
+        env = client(server, home, token, offline)
         self._process = subprocess.Popen(
             [sys.executable, "-c", LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
@@ -87,7 +84,7 @@ def process(*args, **options):
 @pytest.fixture(scope="module")
 def server():
     with HubServer() as server:
-        server.tokens = {"alices": "alice", "bobs": "bob"}
+        server.tokens = {"alices": "alice", "bobs": "bob", "yours": "you"}
         yield server
 
 
@@ -196,7 +193,8 @@ def test_push_makes_a_repository_and_a_card(server, scene, pipes):
     assert not repo.private and len(repo.commits) == 3, "one commit a push, after the Hub's first"
     for files, folder in ((first, pipes[0]), (second, pipes[1])):
         assert files["transformer/diffusion_pytorch_model.safetensors"] == weights_of(folder)
-        assert {"model_index.json", "scheduler/scheduler_config.json", "transformer/config.json"} < files.keys()
+        names = {"model_index.json", "pipeline.py", "scheduler/scheduler_config.json", "transformer/config.json"}
+    assert names < files.keys()
     card = card_of(server, "alice/scene")
     assert card.data.license == "apache-2.0" and 'from_pretrained("alice/scene")' in card.text
     assert not (pipes[0] / "README.md").exists()
@@ -249,6 +247,7 @@ def test_push_to_hub_gives_the_same_card(server, alice, scene, pipes):
     assert server.repos["alice/option"].private
     files = server.repos["alice/method"].commits[server.repos["alice/method"].branches["main"]]
     assert "half/transformer/diffusion_pytorch_model.fp16.safetensors" in files and "half/README.md" not in files
+    assert "pipeline.py" in files and "half/pipeline.py" not in files
 
 
 def test_a_broken_upload_goes_on_where_it_was(server, alice, pipes, tmp_path):
@@ -324,6 +323,77 @@ def test_loading_with_and_without_a_cache_online_and_offline(server, scene, pipe
         offline.run(load)
         offline.run(f"{old}.transformer, {first!r})")
         assert len(server.log) == seen, "offline is offline"
+
+
+def run_alone(env: dict[str, str], code: str) -> list[str]:
+    """Runs code that does not name the package in a fresh process: the lines that it prints."""
+    assert "import kaleido_diffusers" not in code
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+SAME = """
+from safetensors.torch import load_file
+there = load_file({folder!r} + "/transformer/diffusion_pytorch_model.safetensors")
+assert all((value == there[key]).all() for key, value in pipe.transformer.state_dict().items())
+print(type(pipe).__module__, type(pipe).__name__)
+"""
+
+
+def test_loading_without_importing_the_package(server, scene, pipes, tmp_path):
+    """By the repository's `pipeline.py`, as the card says: fresh, from the cache, at a revision, offline."""
+    card = card_of(server, "alice/scene").text
+    code = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "custom_pipeline" in block)
+    first, second = (SAME.format(folder=str(folder)) for folder in pipes)
+    online, offline = (client(server, tmp_path / "home", offline=value) for value in (False, True))
+    name = "kaleido_diffusers.pipeline_kaleido KaleidoViewSynthesisPipeline"
+    saved = tmp_path / "saved"
+    assert run_alone(online, f"{code}{second}\npipe.save_pretrained({str(saved)!r})") == [name]
+    index = json.loads((saved / "model_index.json").read_text())
+    assert index["_class_name"] == "KaleidoViewSynthesisPipeline" and index["transformer"][0] == "kaleido_diffusers"
+
+    fetched = len(server.requests("GET", "/storage/"))
+    old = code.replace("trust_remote_code", f"revision={scene[0]!r}, trust_remote_code")
+    assert old != code and run_alone(online, code + second + old + first) == [name, name]
+    assert len(server.requests("GET", "/storage/")) == fetched + 1, "the first version alone was not there"
+
+    # diffusers asks the Hub for the commit of code by a Hub id, offline too: a folder has none
+    fetch = 'from huggingface_hub import snapshot_download; print(snapshot_download("alice/scene"))'
+    folder = run_alone(online, fetch)[0]
+    there = code.replace('"alice/scene"', repr(folder))
+    assert there != code and run_alone(offline, there + second) == [name]
+
+
+def test_code_of_a_repository_that_does_not_run(server, scene, tmp_path):
+    code = """
+import sys
+from diffusers import DiffusionPipeline
+for arguments in ({}, {"custom_pipeline": "pipeline"}, {"custom_pipeline": "pipeline", "trust_remote_code": True}):
+    try:
+        sys.modules["kaleido_" "diffusers"] = None  # as if it were not installed
+        DiffusionPipeline.from_pretrained("alice/scene", **arguments)
+    except Exception as error:
+        print(type(error).__name__, " ".join(str(error).split()))
+"""
+    plain, untrusted, absent = run_alone(client(server, tmp_path), code)
+    assert "no attribute KaleidoViewSynthesisPipeline" in plain
+    assert untrusted.startswith("ValueError") and "Pass `trust_remote_code=True`" in untrusted
+    assert absent == "ImportError This pipeline is in a package that is absent: `pip install kaleido-diffusers`."
+
+
+def test_code_goes_with_pipelines_alone(server, alice, pipes, adapter, tmp_path):
+    alice.kaleido("push", adapter, "alice/codeless")
+    repo = server.repos["alice/codeless"]
+    assert "pipeline.py" not in repo.commits[repo.branches["main"]]
+    for path in (path for path in pipes[0].rglob("*") if path.is_file()):
+        target = tmp_path / path.relative_to(pipes[0])
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    (tmp_path / "pipeline.py").write_text("# mine\n")
+    alice.kaleido("push", tmp_path, "alice/own-code")
+    repo = server.repos["alice/own-code"]
+    assert repo.commits[repo.branches["main"]]["pipeline.py"] == b"# mine\n"
 
 
 def test_the_cards_code_runs_as_written(server, alice, scene, adapter, tmp_path):

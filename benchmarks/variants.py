@@ -1,0 +1,119 @@
+"""Writes a checkpoint in every format, reads each back through diffusers, and prints what it costs.
+
+    python benchmarks/variants.py
+
+Views are rendered in float32 from every variant, so that the table tells what was lost in storage; the column of the
+output computed in the stored precision tells the rest. int8 needs `pip install 'kaleido-diffusers[quantization]'`.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import tyro
+
+from kaleido_diffusers import KaleidoTransformer3DModel, KaleidoViewSynthesisPipeline, load_scene, sample_capture
+from kaleido_diffusers.bundled import resolve_checkpoint
+from kaleido_diffusers.cameras import scene_frame
+from kaleido_diffusers.cli.convert import Convert
+from kaleido_diffusers.data.view_sampling import split_views
+from kaleido_diffusers.evaluation.protocol import EvaluationCase, capture_case, evaluate
+from kaleido_diffusers.evaluation.report import markdown_table
+
+
+# What stays as it is in int8: small layers at the ends, and what is computed once a view.
+KEPT = ["patch_embed", "time_embed", "proj_out"]
+
+COLUMNS = {"format": "", "MB": ".2f", "error": ".2e", "error, own precision": ".2e", "PSNR": ".3f", "loss (dB)": ".3f"}
+
+
+@dataclass
+class Config:
+    checkpoint: str = "bundled"
+    """Pipeline folder, or the name of a checkpoint that ships."""
+    capture: str = sample_capture()
+    """Capture whose test views are rendered."""
+    references: int = 3
+    """How many of its other views are given."""
+    steps: int = 25
+    """Denoising steps."""
+
+
+def main(config: Config) -> None:
+    source = resolve_checkpoint(config.checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        variants = write_variants(source, Path(folder))
+        models = {name: load(path, torch.float32) for name, (path, load, _) in variants.items()}
+        sizes = {name: size(path) / 1e6 for name, (path, _, _) in variants.items()}
+        own = {name: load(path, dtype) for name, (path, load, dtype) in variants.items()}
+
+    pipe = KaleidoViewSynthesisPipeline.from_pretrained(source, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    scene, edge = load_scene(config.capture), pipe.transformer.config.sample_size * pipe.vae_scale_factor
+    targets, rest = (split_views(len(scene), scene.splits, split) for split in ("test", "train"))
+    case = capture_case(scene, targets, edge, edge, max(config.references, 12), rest)
+    truth, best = predict(pipe, models["float32"], case), None
+    rows = []
+    for name, model in models.items():
+        pipe.transformer = model
+        result = evaluate(pipe, [case], (config.references,), baselines=False, num_inference_steps=config.steps)
+        score = sum(one.psnr for one in result.scores) / len(result.scores)
+        best = score if best is None else best
+        errors = ((predict(pipe, one, case) - truth).abs().max().item() for one in (model, own[name]))
+        rows.append(dict(zip(COLUMNS, (name, sizes[name], *errors, score, best - score))))
+    print(markdown_table(rows, COLUMNS))
+
+
+def write_variants(source: str, folder: Path) -> dict[str, tuple[Path, Callable, torch.dtype]]:
+    """By name: the weights, what loads them in a precision, and the precision that they are stored in."""
+    load, single = KaleidoTransformer3DModel.from_pretrained, KaleidoTransformer3DModel.from_single_file
+    variants = {}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        Convert(source, folder / name, dtype=name).run()
+        variants[name] = (folder / name / "transformer", lambda path, dtype: load(path, dtype=dtype), dtype)
+    file = folder / "single.safetensors"
+    Convert(str(folder / "float32"), file).run()
+    variants["one file, float32"] = (file, lambda path, dtype: single(path, dtype=dtype), torch.float32)
+    if find_spec("torchao") is not None:
+        quantized(folder / "float32" / "transformer").save_pretrained(folder / "int8")
+        variants["torchao int8"] = (folder / "int8", lambda path, dtype: load(path, dtype=dtype), torch.float32)
+    return variants
+
+
+def quantized(transformer: Path) -> KaleidoTransformer3DModel:
+    """The matrices of the blocks in int8, a scale a row; computed in float32."""
+    from diffusers import TorchAoConfig
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=KEPT)
+    return KaleidoTransformer3DModel.from_pretrained(transformer, quantization_config=config, dtype=torch.float32)
+
+
+def size(path: Path) -> int:
+    """Bytes of weights."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+@torch.no_grad()
+def predict(
+    pipe: KaleidoViewSynthesisPipeline, model: KaleidoTransformer3DModel, case: EvaluationCase
+) -> torch.Tensor:
+    """The model's output for the first target, half noise, in the precision of its patch embedding."""
+    count = len(case.images) - case.num_targets + 1
+    views = pipe.encode_images(2 * case.images[None, :count] - 1)
+    noise = torch.randn(views[:, -1:].shape, generator=torch.Generator().manual_seed(0))
+    views = torch.cat([views[:, :-1], (views[:, -1:] + noise) / 2], dim=1).to(model.patch_embed.weight.dtype)
+    poses = case.cameras.world_from_camera[None, :count]
+    timestep = torch.tensor([[0.0] * (count - 1) + [500.0]])
+    intrinsics = case.cameras.normalized_intrinsics[None, :count].float()
+    poses = scene_frame(poses, count - 1).normalize(poses).float()
+    return model(views, timestep, poses, intrinsics, num_targets=1).sample.float()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
