@@ -17,7 +17,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,7 +33,7 @@ from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput, logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
-from .cameras import farthest_views, scene_frame, view_distances
+from .cameras import Cameras, SceneFrame, farthest_views, scene_frame, view_distances
 from .data.view_inputs import ViewInputs, prepare_view_inputs
 from .hub import push_folder
 from .lora import KaleidoLoraLoaderMixin
@@ -42,7 +42,7 @@ from .scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from .transformer_kaleido import KaleidoTransformer3DModel
 
 
-__all__ = ["KaleidoViewSynthesisPipeline", "KaleidoViewSynthesisPipelineOutput"]
+__all__ = ["KaleidoViewSynthesisPipeline", "KaleidoViewSynthesisPipelineOutput", "SceneMemory"]
 
 logger = logging.get_logger(__name__)  # pylint: disable=invalid-name
 
@@ -71,9 +71,12 @@ class KaleidoViewSynthesisPipelineOutput(BaseOutput):
             M views in the order of the targets: PIL images, an array `[M, H, W, 3]` or a tensor `[M, 3, H, W]` in
             [0, 1], or latents `[M, C, h, w]`. For a batch of scenes there is a leading dimension (a list of lists);
             with several samples of each target, one after M.
+        memory ([`SceneMemory`], *optional*):
+            Of a call with `memory` and one sample of each target: that memory with the generated views in it.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    memory: "SceneMemory | None" = None
 
 
 class ViewGeometry(NamedTuple):
@@ -131,6 +134,11 @@ class ViewMemory:
     def __len__(self) -> int:
         return self._latents.shape[1]
 
+    @property
+    def overflows(self) -> bool:
+        """Whether there are more views than are recalled at once, so that targets decide which."""
+        return self._max_views is not None and len(self) > self._max_views
+
     def add(self, latents: torch.Tensor, geometry: ViewGeometry) -> None:
         """Takes a group of generated views `[1, g, C, h, w]` into the memory."""
         self._latents = torch.cat([self._latents, latents.cpu()], dim=1)
@@ -148,7 +156,7 @@ class ViewMemory:
     def recall(self, targets: ViewGeometry | None = None) -> KaleidoReferenceCache:
         """Keys and values of all views, or of the `max_views` nearest to any of `targets`."""
         chosen = range(len(self))
-        if self._max_views is not None and len(self) > self._max_views:
+        if self.overflows:
             nearest = self._geometry.distances(targets).amin(-1)[0].argsort(stable=True)
             chosen = sorted(nearest[: self._max_views].tolist())
         kept = [place for place, view in enumerate(self._cached) if view in chosen]
@@ -165,6 +173,43 @@ class ViewMemory:
         """All latents `[1, n, C, h, w]`, their geometry, and their group numbers."""
         groups = [number for number, size in enumerate(self._group_sizes) for _ in range(size)]
         return self._latents, self._geometry, groups
+
+
+@dataclass(frozen=True, eq=False)
+class SceneMemory:
+    """
+    The references of one scene, encoded once for any number of calls: `pipe(memory=memory, target_poses=...)`. Made by
+    [`~KaleidoViewSynthesisPipeline.encode_references`]. A call leaves it as it is; its output has the memory with the
+    generated views.
+
+    Attributes:
+        pipeline ([`KaleidoViewSynthesisPipeline`]): the one that encoded it and can use it.
+        views ([`ViewMemory`]): latents of all views, keys and values.
+        height (`int`): of the views in pixels.
+        width (`int`): likewise.
+        frame ([`SceneFrame`], *optional*): frame and unit that the views were encoded in; `None` for video.
+        lens ([`Cameras`], *optional*): the first reference's camera at the size of the views.
+        start (`torch.Tensor` of shape `[1, 1]`, *optional*): seconds of the first reference; `None` for a still world.
+        max_memory_views (`int`, *optional*): most views that a group attends to.
+    """
+
+    pipeline: "KaleidoViewSynthesisPipeline" = field(repr=False)
+    views: ViewMemory = field(repr=False)
+    height: int
+    width: int
+    frame: SceneFrame | None = None
+    lens: Cameras | None = None
+    start: torch.Tensor | None = None
+    max_memory_views: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def place(self, inputs: ViewInputs) -> ViewGeometry:
+        """Views in the frame, unit and time of this memory, float32."""
+        poses = None if self.frame is None else self.frame.normalize(inputs.poses).float()
+        intrinsics = None if inputs.intrinsics is None else inputs.intrinsics.float()
+        return ViewGeometry(poses, intrinsics, None if self.start is None else (inputs.times - self.start).float())
 
 
 class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
@@ -346,6 +391,80 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             noise = latents.to(device, torch.float32).reshape(shape)
         return noise
 
+    @torch.no_grad()
+    def encode_references(
+        self,
+        images: Any,
+        poses: Any = None,
+        intrinsics: Any = None,
+        fov: float | None = None,
+        frame_times: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        max_memory_views: int | None = None,
+        camera_scale: float = 1.0,
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> SceneMemory:
+        r"""
+        Encodes the references of one scene once, for calls with `memory` that render targets against them.
+
+        Frame and unit of the scene are fixed here, before any target is known: the first reference's camera, and the
+        largest distance between two references. With one reference, or with references in one place, the unit is 1,
+        where a call would take its largest distance to a target: `camera_scale=1 / distance` makes that the unit.
+
+        Args:
+            images (`list` of `PIL.Image.Image`, paths, `np.ndarray` or `torch.Tensor`):
+                N reference views, as in a call.
+            poses ([`Cameras`], `torch.Tensor` or `np.ndarray` of shape `[N, 4, 4]`, *optional*):
+                `world_from_camera`, OpenCV axes. Left out for video.
+            intrinsics (`torch.Tensor` or `np.ndarray` of shape `[3, 3]` or `[N, 3, 3]`, *optional*):
+                As in a call.
+            fov (`float`, *optional*):
+                As in a call.
+            frame_times (`Sequence[float]` of length N, *optional*):
+                As in a call.
+            height (`int`, *optional*):
+                Height of all views in pixels; the transformer's `sample_size` when not given.
+            width (`int`, *optional*):
+                Width of all views in pixels; likewise.
+            max_memory_views (`int`, *optional*):
+                As in a call, for the calls to come.
+            camera_scale (`float`, defaults to `1.0`):
+                Multiplies camera translations after they were normalised.
+            attention_kwargs (`dict`, *optional*):
+                As in a call.
+
+        Returns:
+            [`SceneMemory`]: of this pipeline, while its weights, adapters and device stay as they are.
+        """
+        sample_size = self.transformer.config.sample_size * self.vae_scale_factor
+        height, width = height or sample_size, width or sample_size
+        self.check_inputs(height, width, "pil", 1, max_memory_views, "given", 1, True, [])
+        if images is None or (hasattr(images, "__len__") and not len(images)):
+            raise ValueError("`images` must hold at least one reference, got none.")
+        # The inputs of a call have targets, and here are none yet: the first reference stands in for them.
+        targets = [None if given is None else given[:1] for given in (poses, frame_times)]
+        inputs = prepare_view_inputs(
+            images, poses, targets[0], intrinsics, None, fov, frame_times, targets[1], height, width
+        )
+        if inputs.is_batch:
+            raise ValueError("`images` must hold the references of one scene, got a batch of scenes.")
+        self._attention_kwargs = attention_kwargs
+        frame = lens = None
+        if inputs.poses is not None:
+            frame = scene_frame(inputs.poses, inputs.num_references, camera_scale)
+            pixels = inputs.intrinsics.new_tensor([width, height, 1])[:, None]
+            lens = Cameras(inputs.poses[0, :1], inputs.intrinsics[0, :1] * pixels, [height, width])
+        start = None if inputs.times is None else inputs.times[:, :1]
+        blank = SceneMemory(self, None, height, width, frame, lens, start, max_memory_views)
+        geometry = blank.place(inputs).take(slice(inputs.num_references))
+        latents = self.encode_images(inputs.pixels.to(self._execution_device)).float()
+        memory = replace(blank, views=ViewMemory(self._encode_memory, latents, geometry, max_memory_views))
+        if not memory.views.overflows:
+            memory.views.recall()
+        self.maybe_free_model_hooks()
+        return memory
+
     def order_targets(
         self, references: ViewGeometry, targets: ViewGeometry, generation_order: str, views_per_group: int
     ) -> list[int]:
@@ -403,6 +522,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+        memory: SceneMemory | None = None,
     ) -> KaleidoViewSynthesisPipelineOutput | tuple:
         r"""
         Generates target views from reference views.
@@ -468,6 +588,9 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
                 counts over all groups, the latents `[rows, targets of the group, C, h, w]` are those of one group.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`):
                 Names of the tensors that the callback gets.
+            memory ([`SceneMemory`], *optional*):
+                References that [`~KaleidoViewSynthesisPipeline.encode_references`] has encoded, instead of `images`
+                and all that describes them. `target_poses` without intrinsics take the first reference's.
 
         Examples:
 
@@ -478,6 +601,18 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
         # 1. Check, and bring images and cameras to the working size
+        if memory is not None:
+            given = {
+                "images": images,
+                "poses": poses,
+                "intrinsics": intrinsics,
+                "fov": fov,
+                "frame_times": frame_times,
+            }
+            given |= {"target_intrinsics": target_intrinsics, "max_memory_views": max_memory_views}
+            given |= {"camera_scale": None if camera_scale == 1.0 else camera_scale}
+            self._check_memory(memory, height, width, target_poses, target_times, given)
+            height, width, max_memory_views = memory.height, memory.width, memory.max_memory_views
         sample_size = self.transformer.config.sample_size * self.vae_scale_factor
         height, width = height or sample_size, width or sample_size
         self.check_inputs(
@@ -491,6 +626,8 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             use_reference_cache,
             callback_on_step_end_tensor_inputs,
         )
+        if memory is not None and target_poses is not None and not isinstance(target_poses, Cameras):
+            target_intrinsics = memory.lens.intrinsics[0]
         inputs = prepare_view_inputs(
             images,
             poses,
@@ -510,23 +647,29 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         device = self._execution_device
 
         # 2. References into one memory for each row: a scene, or a sample of a scene
-        references, targets = self._geometry(inputs, camera_scale)
-        reference_latents = self.encode_images(inputs.pixels.to(device)).float()
+        if memory is not None:
+            scenes, references, targets = [memory.views], memory.views.views()[1], memory.place(inputs)
+        else:
+            references, targets = self._geometry(inputs, camera_scale)
+            reference_latents = self.encode_images(inputs.pixels.to(device)).float()
+            scenes = [
+                ViewMemory(self._encode_memory, latents, references.row(index), max_memory_views)
+                for index, latents in enumerate(reference_latents.split(1))
+            ]
         memories = []
-        for index in range(len(reference_latents)):
-            scene = references.row(index)
-            memory = ViewMemory(self._encode_memory, reference_latents[index : index + 1], scene, max_memory_views)
-            if use_reference_cache and len(memory) <= (max_memory_views or len(memory)):
-                memory.recall()
-            memories += [memory, *(memory.fork() for _ in range(num_samples - 1))]
+        for scene in scenes:
+            if use_reference_cache and not scene.overflows:
+                scene.recall()
+            first = scene if memory is None else scene.fork()
+            memories += [first, *(scene.fork() for _ in range(num_samples - 1))]
 
         # 3. Noise and order: noise belongs to a target wherever it comes in the order
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
-        shape = (len(reference_latents), inputs.num_targets, num_samples, self.transformer.out_channels, *latent_size)
+        shape = (len(scenes), inputs.num_targets, num_samples, self.transformer.out_channels, *latent_size)
         noise = self.prepare_latents(shape, latents, generator, device).transpose(1, 2).flatten(0, 1)  # [R, M, ...]
         orders = [
             self.order_targets(references.row(i), targets.row(i), generation_order, views_per_group)
-            for i in range(len(reference_latents))
+            for i in range(len(scenes))
         ]
         order = torch.tensor(orders).repeat_interleave(num_samples, dim=0)  # [R, M]
         targets = ViewGeometry(*(x if x is None else x.repeat_interleave(num_samples, dim=0) for x in targets))
@@ -536,11 +679,13 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         groups = order.split(views_per_group, dim=1)
         steps = len(self._set_timesteps(num_inference_steps, sigmas, views_per_group, latent_size))
         self._num_timesteps = steps * len(groups)
-        outputs = torch.empty_like(noise, device="cpu")
+        outputs = torch.zeros_like(noise, device="cpu")
         if output_type != "latent":
-            outputs = torch.empty(*order.shape, 3, height, width)
+            outputs = torch.zeros(*order.shape, 3, height, width)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             for number, group in enumerate(groups):
+                if self.interrupt:  # groups that are not reached stay grey
+                    break
                 geometry = targets.take(group)
                 self._set_timesteps(num_inference_steps, sigmas, group.shape[1], latent_size)
                 views = self._denoise(
@@ -553,8 +698,8 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
                     callback_on_step_end,
                     callback_on_step_end_tensor_inputs,
                 )
-                for row, memory in enumerate(memories):
-                    memory.add(views[row : row + 1], geometry.row(row))
+                for row, view_memory in enumerate(memories):
+                    view_memory.add(views[row : row + 1], geometry.row(row))
                 outputs[rows, group] = (views if output_type == "latent" else self.decode_latents(views)).float().cpu()
 
         # 5. Return in the order asked for
@@ -562,7 +707,33 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         outputs = outputs.unflatten(0, (-1, num_samples)).transpose(1, 2)  # [B, M, S, ...]
         images = self._postprocess(outputs, output_type, inputs.is_batch)
         self.maybe_free_model_hooks()
-        return KaleidoViewSynthesisPipelineOutput(images=images) if return_dict else (images,)
+        if not return_dict:
+            return (images,)
+        grown = replace(memory, views=memories[0]) if memory is not None and num_samples == 1 else None
+        return KaleidoViewSynthesisPipelineOutput(images=images, memory=grown)
+
+    def _check_memory(self, memory: SceneMemory, height, width, target_poses, target_times, given: dict) -> None:
+        """Raises `ValueError` for a memory of another pipeline, and for arguments that do not go with a memory."""
+        if memory.pipeline is not self:
+            raise ValueError("`memory` was encoded by another pipeline: encode the references with this one.")
+        for name, value in given.items():
+            if value is not None:
+                hint = "; pass `target_poses` as `Cameras`" if name == "target_intrinsics" else ""
+                raise ValueError(f"`{name}` cannot be given along with `memory`, which settles it{hint}.")
+        if (height or memory.height, width or memory.width) != (memory.height, memory.width):
+            raise ValueError(
+                f"`memory` holds views of {memory.height} x {memory.width} pixels (height x width), but `height` is"
+                f" {height} and `width` {width}."
+            )
+        for name, value, known in (
+            ("target_poses", target_poses, memory.frame),
+            ("target_times", target_times, memory.start),
+        ):
+            if (value is None) != (known is None):
+                raise ValueError(
+                    f"`{name}` must {'not ' * (known is None)}be given with this `memory`: its references"
+                    f" have {'no ' * (known is None)}{'cameras' if name == 'target_poses' else 'times'}."
+                )
 
     def _geometry(self, inputs: ViewInputs, camera_scale: float) -> tuple[ViewGeometry, ViewGeometry]:
         """References and targets in the frame and unit of their scene, float32."""

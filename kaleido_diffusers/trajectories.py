@@ -2,6 +2,7 @@
 it, with the lens and image size of the first camera unless said otherwise."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,21 @@ import torch.nn.functional as F
 from .cameras import Cameras, look_at
 
 
-__all__ = ["dolly_zoom", "focus_point", "keyframes", "looking_distances", "orbit", "spiral", "up_direction"]
+__all__ = [
+    "ABOUT_FOCUS",
+    "PATHS",
+    "dolly",
+    "dolly_zoom",
+    "focus_point",
+    "keyframes",
+    "lemniscate",
+    "looking_distances",
+    "orbit",
+    "pan",
+    "spiral",
+    "tilt",
+    "up_direction",
+]
 
 
 def focus_point(cameras: Cameras) -> torch.Tensor:
@@ -86,9 +101,7 @@ def orbit(
         start = cameras.world_from_camera[0, :3, 0]
     start = F.normalize(start - (start @ up) * up, dim=0)
     side = torch.linalg.cross(up, start)
-    full_circle = abs(abs(degrees) - 360.0) < 1e-9
-    like = {"dtype": focus.dtype, "device": focus.device}
-    angles = torch.linspace(0, math.radians(degrees), num_views + full_circle, **like)[:num_views]
+    angles = _turn(degrees, num_views, focus)
     horizontal = torch.cos(angles)[:, None] * start + torch.sin(angles)[:, None] * side
     tilt = math.radians(elevation)
     centers = focus + radius * (math.cos(tilt) * horizontal + math.sin(tilt) * up)
@@ -121,6 +134,46 @@ def spiral(
     return _like(cameras[0], look_at(center + reach * swing, focus, up))
 
 
+def lemniscate(
+    cameras: Cameras, num_views: int = 80, amplitude: float = 0.25, focus: torch.Tensor | None = None
+) -> Cameras:
+    """A lying figure of eight (Bernoulli's lemniscate) that crosses itself where the first camera stands, looking at
+    the focus point. It is closed and does not repeat its first view.
+
+    Args:
+        cameras (`Cameras` of shape `[V]`): the capture.
+        num_views (`int`): views on the path.
+        amplitude (`float`): how far it reaches to the right and to the left, as a fraction of the first camera's
+            distance to the focus point.
+        focus (`torch.Tensor` of shape `[3]`, *optional*): as in [`orbit`].
+    """
+    _check_path(cameras, num_views)
+    focus = _focus(cameras, focus)
+    pose = cameras.world_from_camera[0]
+    right, up, center = pose[:3, 0], -pose[:3, 1], pose[:3, 3]
+    reach = amplitude * (focus - center).norm()
+    sine, cosine = (fn(_turn(360.0, num_views, pose))[:, None] for fn in (torch.sin, torch.cos))
+    swing = (sine * right + sine * cosine * up) / (1 + cosine**2)
+    return _like(cameras[0], look_at(center + reach * swing, focus, up))
+
+
+def dolly(cameras: Cameras, num_views: int = 80, distance: float = 0.5, focus: torch.Tensor | None = None) -> Cameras:
+    """The first camera travels straight ahead along its optical axis.
+
+    Args:
+        cameras (`Cameras` of shape `[V]`): the capture.
+        num_views (`int`): views on the path.
+        distance (`float`): how far it goes, as a fraction of its distance to the focus point; negative backs off.
+        focus (`torch.Tensor` of shape `[3]`, *optional*): as in [`orbit`]; it says how far, not where to.
+    """
+    _check_path(cameras, num_views)
+    pose = cameras.world_from_camera[0]
+    reach = distance * (_focus(cameras, focus) - pose[:3, 3]).norm()
+    poses = pose.repeat(num_views, 1, 1)
+    poses[:, :3, 3] += torch.linspace(0, 1, num_views).to(pose)[:, None] * reach * pose[:3, 2]
+    return _like(cameras[0], poses)
+
+
 def dolly_zoom(
     cameras: Cameras, num_views: int = 80, factor: float = 2.0, focus: torch.Tensor | None = None
 ) -> Cameras:
@@ -144,6 +197,31 @@ def dolly_zoom(
     return Cameras(poses, intrinsics, first.image_sizes)
 
 
+def pan(cameras: Cameras, num_views: int = 80, degrees: float = 60.0) -> Cameras:
+    """The first camera turns about the world's up, where it stands.
+
+    Args:
+        cameras (`Cameras` of shape `[V]`): the capture; all of it tells where up is, see [`up_direction`].
+        num_views (`int`): views on the path. A full circle does not repeat its first view.
+        degrees (`float`): the turn to the right; negative turns to the left.
+    """
+    _check_path(cameras, num_views)
+    return _turned(cameras[0], -up_direction(cameras), _turn(degrees, num_views, cameras.centers))
+
+
+def tilt(cameras: Cameras, num_views: int = 80, degrees: float = 30.0) -> Cameras:
+    """The first camera turns about its right axis, where it stands.
+
+    Args:
+        cameras (`Cameras` of shape `[V]`): the capture.
+        num_views (`int`): views on the path. A full circle does not repeat its first view.
+        degrees (`float`): the turn upwards; negative turns downwards.
+    """
+    _check_path(cameras, num_views)
+    right = cameras.world_from_camera[0, :3, 0]
+    return _turned(cameras[0], right, _turn(degrees, num_views, cameras.centers))
+
+
 def keyframes(cameras: Cameras, num_views: int = 80, closed: bool = False) -> Cameras:
     """A smooth path through the given cameras: Catmull-Rom in the centres, its counterpart on rotations (de Casteljau
     on geodesics, Shoemake 1985) in the orientations, so that velocity and angular velocity are continuous. Focal
@@ -152,6 +230,7 @@ def keyframes(cameras: Cameras, num_views: int = 80, closed: bool = False) -> Ca
     if len(cameras.shape) != 1 or len(cameras) < 2:
         raise ValueError(f"`keyframes` needs at least two cameras, got shape {list(cameras.shape)}.")
     _check_path(cameras, num_views)
+    cameras = cameras.to(torch.float64)
     if (cameras.image_sizes != cameras.image_sizes[0]).any():
         sizes = cameras.image_sizes.unique(dim=0).tolist()
         raise ValueError(f"`keyframes` needs cameras of one image size, got (height, width) {sizes}.")
@@ -177,6 +256,18 @@ def keyframes(cameras: Cameras, num_views: int = 80, closed: bool = False) -> Ca
     return Cameras(poses, intrinsics, keys.image_sizes[0])
 
 
+PATHS: dict[str, Callable[..., Cameras]] = {  # all are called as path(cameras, num_views=...)
+    "orbit": orbit,
+    "spiral": spiral,
+    "dolly": dolly,
+    "dolly-zoom": dolly_zoom,
+    "pan": pan,
+    "tilt": tilt,
+    "lemniscate": lemniscate,
+    "keyframes": keyframes,
+}
+ABOUT_FOCUS = ("orbit", "spiral", "dolly", "dolly-zoom", "lemniscate")  # those that take `focus`
+
 _LENS = ((0, 0), (1, 1), (0, 1), (0, 2), (1, 2))
 
 
@@ -200,6 +291,20 @@ def _focus(cameras: Cameras, focus: torch.Tensor | None) -> torch.Tensor:
             "Cameras in one place do not tell how far away the scene is: pass `focus`, a point [3] of it."
         )
     return focus_point(cameras)
+
+
+def _turn(degrees: float, num_views: int, like: torch.Tensor) -> torch.Tensor:
+    """Angles `[num_views]` in radians from 0 to `degrees`; those of a full circle stop one short of its start."""
+    full_circle = abs(abs(degrees) - 360.0) < 1e-9
+    angles = torch.linspace(0, math.radians(degrees), num_views + full_circle, dtype=like.dtype, device=like.device)
+    return angles[:num_views]
+
+
+def _turned(camera: Cameras, axis: torch.Tensor, angles: torch.Tensor) -> Cameras:
+    """A camera turned where it stands about a world axis `[3]` of unit length by `angles` `[K]` in radians."""
+    poses = camera.world_from_camera.repeat(len(angles), 1, 1)
+    poses[:, :3, :3] = _so3_exp(angles[:, None] * axis) @ poses[:, :3, :3]
+    return _like(camera, poses)
 
 
 def _like(camera: Cameras, poses: torch.Tensor) -> Cameras:

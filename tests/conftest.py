@@ -64,6 +64,16 @@ def random_poses(*shape: int, generator: torch.Generator, spread: float = 1.0) -
     return poses
 
 
+def make_cameras(*shape: int, seed: int = 0, height: int = 48, width: int = 64) -> Cameras:
+    generator = torch.Generator().manual_seed(seed)
+    intrinsics = torch.eye(3, dtype=torch.float64).repeat(*shape, 1, 1)
+    values = torch.rand(*shape, 5, generator=generator, dtype=torch.float64)
+    intrinsics[..., 0, 0], intrinsics[..., 1, 1] = 60 + 30 * values[..., 0], 60 + 30 * values[..., 1]
+    intrinsics[..., 0, 2], intrinsics[..., 1, 2] = 25 + 10 * values[..., 2], 20 + 10 * values[..., 3]
+    intrinsics[..., 0, 1] = values[..., 4]
+    return Cameras(random_poses(*shape, generator=generator), intrinsics, torch.tensor([height, width]))
+
+
 def random_lenses(*shape: int, generator: torch.Generator) -> torch.Tensor:
     """Normalised intrinsics `[*shape, 3, 3]` in float64, principal points off centre."""
     lenses = torch.eye(3, dtype=torch.float64).repeat(*shape, 1, 1)

@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 import torch
-from conftest import random_poses
+from conftest import make_cameras, random_poses
 
-from kaleido_diffusers import Cameras, trajectories
+from kaleido_diffusers import Cameras
 from kaleido_diffusers.cameras import (
     check_rigid,
     convert_axes,
@@ -25,16 +25,6 @@ from kaleido_diffusers.cameras import (
 
 SHAPES = [(), (5,), (2, 3)]
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
-
-
-def make_cameras(*shape: int, seed: int = 0, height: int = 48, width: int = 64) -> Cameras:
-    generator = torch.Generator().manual_seed(seed)
-    intrinsics = torch.eye(3, dtype=torch.float64).repeat(*shape, 1, 1)
-    values = torch.rand(*shape, 5, generator=generator, dtype=torch.float64)
-    intrinsics[..., 0, 0], intrinsics[..., 1, 1] = 60 + 30 * values[..., 0], 60 + 30 * values[..., 1]
-    intrinsics[..., 0, 2], intrinsics[..., 1, 2] = 25 + 10 * values[..., 2], 20 + 10 * values[..., 3]
-    intrinsics[..., 0, 1] = values[..., 4]
-    return Cameras(random_poses(*shape, generator=generator), intrinsics, torch.tensor([height, width]))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -310,100 +300,3 @@ def test_numbers_keep_their_digits_and_belong_to_the_cameras():
     cameras = Cameras(pose, lens, [8, 8])
     pose[0, 3] = 0.0
     assert cameras.centers[0].item() == 500000.123
-
-
-# Paths
-
-
-def ring(count: int = 12, height: float = 1.0) -> Cameras:
-    angles = torch.arange(count, dtype=torch.float64) * 2 * math.pi / count
-    centers = torch.stack([3 * angles.cos(), 3 * angles.sin(), torch.full_like(angles, height)], dim=-1)
-    focus, up = torch.tensor([0.0, 0.0, 0.2]).double(), torch.tensor([0.0, 0.0, 1.0]).double()
-    return Cameras.from_fov(look_at(centers, focus, up), 50.0, [32, 32])
-
-
-def test_focus_and_up_of_a_ring():
-    cameras = ring()
-    focus, up = torch.tensor([[0.0, 0.0, 0.2], [0.0, 0.0, 1.0]]).double()
-    torch.testing.assert_close(trajectories.focus_point(cameras), focus, atol=5e-3, rtol=0)
-    torch.testing.assert_close(trajectories.up_direction(cameras), up, atol=1e-6, rtol=0)
-    torch.testing.assert_close(trajectories.up_direction(cameras[:2]), up, atol=1e-2, rtol=0)
-
-
-def test_orbit():
-    path = trajectories.orbit(ring(), 8)
-    focus = trajectories.focus_point(ring())
-    distances = (path.centers - focus).norm(dim=-1)
-    torch.testing.assert_close(distances, distances[:1].expand(8))
-    pixels, depths = path.project(focus.expand(8, 1, 3))
-    torch.testing.assert_close(pixels, torch.full((8, 1, 2), 16.0).double(), rtol=1e-6, atol=1e-6)
-    assert (depths > 0).all()
-    steps = (path.centers.roll(-1, 0) - path.centers).norm(dim=-1)
-    torch.testing.assert_close(steps, steps[:1].expand(8), msg="a full circle closes without repeating its start")
-    high = trajectories.orbit(ring(), 4, degrees=90, elevation=60, radius=2.0)
-    torch.testing.assert_close((high.centers - focus)[:, 2], torch.full((4,), 2 * math.sin(math.pi / 3)).double())
-    with pytest.raises(ValueError, match="radius"):
-        trajectories.orbit(ring(), 4, radius=-1.0)
-    with pytest.raises(ValueError, match="num_views"):
-        trajectories.orbit(ring(), 0)
-
-
-def test_spiral_starts_at_the_first_camera_and_looks_at_the_focus():
-    path = trajectories.spiral(ring(), 10)
-    torch.testing.assert_close(path.centers[0], ring().centers[0])
-    pixels, _ = path.project(trajectories.focus_point(ring()).expand(10, 1, 3))
-    torch.testing.assert_close(pixels, torch.full((10, 1, 2), 16.0).double(), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("path", [trajectories.orbit, trajectories.spiral, trajectories.dolly_zoom])
-def test_one_camera_needs_a_focus(path):
-    cameras = ring()[:1]
-    with pytest.raises(ValueError, match="pass `focus`"):
-        path(cameras, 6)
-    with pytest.raises(ValueError, match=r"finite point \[3\]"):
-        path(cameras, 6, focus=torch.zeros(2))
-    flight = path(cameras, 6, focus=[0.0, 0.0, 0.2])
-    assert (flight.centers - flight.centers[0]).norm(dim=-1).max() > 0.5
-
-
-def test_keyframes_of_several_image_sizes_are_refused():
-    cameras = Cameras.cat([ring()[:1], ring()[1:2].resized(16, 32)])
-    with pytest.raises(ValueError, match="one image size"):
-        trajectories.keyframes(cameras, 4)
-
-
-def test_dolly_zoom_keeps_the_subject_in_size():
-    cameras, path = ring(), trajectories.dolly_zoom(ring(), 5, factor=3.0)
-    focus = trajectories.focus_point(cameras)
-    sideways = cameras.world_from_camera[0, :3, 0]
-    sizes = []
-    for camera in path:
-        pixels, _ = camera.project(torch.stack([focus - 0.1 * sideways, focus + 0.1 * sideways]))
-        sizes.append((pixels[1] - pixels[0]).norm())
-    torch.testing.assert_close(torch.stack(sizes), torch.stack(sizes[:1]).expand(5), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(path.intrinsics[-1, 0, 0], 3 * path.intrinsics[0, 0, 0])
-
-
-@pytest.mark.parametrize("closed", [False, True])
-def test_keyframes_pass_through_the_keys_without_a_jolt(closed):
-    keys = make_cameras(4)
-    keys = Cameras(keys.world_from_camera, keys.intrinsics, keys.image_sizes)
-    count = 4 + closed
-    path = trajectories.keyframes(keys, (count - 1) * 200 + 1, closed=closed)
-    torch.testing.assert_close(path.world_from_camera[::200][:4], keys.world_from_camera, rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(path.intrinsics[::200][:4], keys.intrinsics, rtol=1e-7, atol=1e-7)
-    jumps = path.world_from_camera.diff(dim=0).diff(dim=0).abs().amax((-2, -1))
-    moves = path.world_from_camera.diff(dim=0).abs().amax((-2, -1))
-    assert jumps.max() < 0.05 * moves.max(), "velocity and angular velocity are continuous"
-    with pytest.raises(ValueError, match="two cameras"):
-        trajectories.keyframes(keys[:1], 5)
-
-
-def test_rotation_vectors_near_zero_and_half_turns():
-    from kaleido_diffusers.trajectories import _so3_exp, _so3_log
-
-    axis = torch.nn.functional.normalize(torch.tensor([1.0, -2.0, 0.5]).double(), dim=0)
-    for angle in (0.0, 1e-9, 1e-4, 1.0, math.pi - 1e-7):
-        torch.testing.assert_close(_so3_log(_so3_exp(angle * axis)), angle * axis, rtol=1e-6, atol=1e-9)
-    half = _so3_exp(math.pi * axis)
-    torch.testing.assert_close(_so3_exp(_so3_log(half)), half, rtol=0, atol=1e-9)

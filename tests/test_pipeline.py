@@ -1,11 +1,15 @@
 """The pipeline with real tiny components: what comes out, in which order, from which memory."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from conftest import make_pipeline, random_poses
 from diffusers import AutoencoderKL, AutoencoderTiny, FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
+from peft import LoraConfig
+from torch._dynamo.testing import CompileCounter
 
 from kaleido_diffusers import Cameras, KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
 from kaleido_diffusers.pipeline_kaleido import ViewGeometry
@@ -451,6 +455,158 @@ def test_offloading_hooks(pipe):
     torch.testing.assert_close(generate(model, images, cameras), expected)
 
 
+# References that are encoded once
+
+
+@contextmanager
+def counted_views(pipe):
+    """A list of the views that go through the transformer, an entry for each forward pass."""
+    counts = []
+
+    def hook(_module, args, kwargs):
+        counts.append((args[0] if args else kwargs["hidden_states"]).shape[1])
+
+    handle = pipe.transformer.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield counts
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guidance_scale": 2.5, "views_per_group": 1},
+        {"num_samples": 2},
+        {"generation_order": "nearest"},
+        {"max_memory_views": 2},
+        {"camera_scale": 1.7},
+        {"use_reference_cache": False},
+    ],
+    ids=str,
+)
+def test_targets_of_a_memory_equal_those_of_their_references(pipe, options):
+    images, cameras = make_inputs()
+    settled = {name: options[name] for name in ("max_memory_views", "camera_scale") if name in options}
+    free = {name: value for name, value in options.items() if name not in settled}
+    expected = generate(pipe, images, cameras, **options)
+    memory = pipe.encode_references(images, cameras[:3], **settled)
+    assert len(memory) == 3 and (memory.height, memory.width) == (8, 8)
+    for _ in range(2):  # a call leaves the memory as it was
+        again = generate(pipe, None, None, cameras[3:], memory=memory, **free)
+        torch.testing.assert_close(again, expected, **CLOSE)
+        assert len(memory) == 3
+    bare = generate(pipe, None, None, cameras.world_from_camera[3:], memory=memory, **free)
+    torch.testing.assert_close(bare, expected, **CLOSE)
+
+
+def test_references_are_encoded_once(pipe):
+    images, cameras = make_inputs()
+    with counted_views(pipe) as counts:
+        memory = pipe.encode_references(images, cameras[:3])
+        assert counts == [3]
+        for target in (3, 4):
+            generate(pipe, None, None, cameras[target : target + 1], memory=memory, steps=2)
+        assert counts == [3, 1, 1, 1, 1]
+
+
+def test_a_memory_grows_by_what_was_generated(pipe):
+    """A long path in several calls is the same as in one, and what one call generated the next attends to."""
+    images, cameras = make_inputs()
+    noise = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    expected = generate(pipe, images, cameras, latents=noise)
+    memory, views = pipe.encode_references(images, cameras[:3]), []
+    with counted_views(pipe) as counts:
+        for part in (slice(0, 2), slice(2, 4), slice(4, 5)):
+            out = pipe(
+                target_poses=cameras[3:][part],
+                memory=memory,
+                latents=noise[part],
+                num_inference_steps=3,
+                output_type="pt",
+            )
+            views.append(out.images)
+            memory = out.memory
+    torch.testing.assert_close(torch.cat(views), expected, **CLOSE)
+    assert len(memory) == 8
+    assert counts == [2, 2, 2] + [2] + [2, 2, 2] + [2] + [1, 1, 1], "generated views are encoded once"
+    assert pipe(images, cameras, num_inference_steps=1).memory is None
+
+
+def test_a_memory_of_one_reference_takes_its_unit_from_camera_scale(pipe):
+    images, cameras = make_inputs(num_references=1)
+    reach = (cameras.centers - cameras.centers[0]).norm(dim=-1).max().item()
+    expected = generate(pipe, images, cameras)
+    memory = pipe.encode_references(images, cameras[:1], camera_scale=1 / reach)
+    torch.testing.assert_close(generate(pipe, None, None, cameras[1:], memory=memory), expected, **CLOSE)
+    world = pipe.encode_references(images, cameras[:1])
+    assert world.frame.scale.item() == 1.0
+    assert not torch.allclose(generate(pipe, None, None, cameras[1:], memory=world), expected, atol=1e-3)
+
+
+def test_frames_and_moving_worlds_have_memories_too(pipe):
+    images, cameras = make_inputs(num_targets=2)
+    times = {"frame_times": [10.0, 10.5, 11.0]}
+    for poses, targets in ((None, None), (cameras[:3], cameras[3:])):
+        expected = generate(pipe, images, poses, targets, target_times=[10.2, 10.9], **times)
+        memory = pipe.encode_references(images, poses, **times)
+        views = generate(pipe, None, None, targets, target_times=[10.2, 10.9], memory=memory)
+        torch.testing.assert_close(views, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny"])
+def test_memories_of_latents(kind):
+    pipe = make_pipeline(vae=make_vae(kind), in_channels=4)
+    images, cameras = make_inputs(size=(16, 16))
+    options = {"height": 16, "width": 16}
+    expected = generate(pipe, images, cameras, **options)
+    memory = pipe.encode_references(images, cameras[:3], **options)
+    torch.testing.assert_close(generate(pipe, None, None, cameras[3:], memory=memory), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"images": [torch.rand(3, 8, 8)]}, "`images` cannot be given along with `memory`"),
+        ({"poses": torch.eye(4)[None]}, "`poses` cannot be given"),
+        ({"fov": 50.0}, "`fov` cannot be given"),
+        ({"target_intrinsics": torch.eye(3)}, "`target_intrinsics` cannot be given .* as `Cameras`"),
+        ({"camera_scale": 2.0}, "`camera_scale` cannot be given"),
+        ({"max_memory_views": 2}, "`max_memory_views` cannot be given"),
+        ({"height": 12}, "8 x 8 pixels .* `height` is 12 and `width` None"),
+        ({"target_poses": None}, "`target_poses` must be given with this `memory`: its references have cameras"),
+        ({"target_times": [1.0]}, "`target_times` must not be given with this `memory`: its references have no times"),
+        ({"target_poses": torch.eye(4)}, r"must have shape \[V, 4, 4\]"),
+    ],
+)
+def test_arguments_that_do_not_go_with_a_memory(pipe, change, message):
+    images, cameras = make_inputs()
+    memory = pipe.encode_references(images, cameras[:3])
+    arguments = {"target_poses": cameras[3:], "memory": memory, "num_inference_steps": 1}
+    with pytest.raises(ValueError, match=message):
+        pipe(**{**arguments, **change})
+
+
+def test_a_memory_belongs_to_its_pipeline_and_adapters():
+    pipe = make_pipeline()
+    images, cameras = make_inputs()
+    memory = pipe.encode_references(images, cameras[:3])
+    with pytest.raises(ValueError, match="another pipeline"):
+        make_pipeline()(target_poses=cameras[3:], memory=memory)
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    with pytest.raises(ValueError, match="made with no adapter, and now there is adapter 'default'"):
+        pipe(target_poses=cameras[3:], memory=memory)
+
+
+def test_a_memory_is_of_one_scene_and_not_empty(pipe):
+    images, cameras = make_inputs()
+    with pytest.raises(ValueError, match="at least one reference"):
+        pipe.encode_references([], cameras[:0])
+    with pytest.raises(ValueError, match="one scene, got a batch"):
+        pipe.encode_references([images], [cameras[:3]])
+
+
 # Bad input
 
 
@@ -518,3 +674,29 @@ def test_batches_that_do_not_match(pipe):
         generate(pipe, [images, images[:2]], [cameras, cameras])
     with pytest.raises(ValueError, match="a list of `Cameras`"):
         generate(pipe, [images, images], cameras)
+
+
+def test_compiled_blocks_are_not_compiled_again_as_the_memory_grows():
+    pipe = make_pipeline()
+    poses = torch.eye(4).repeat(18, 1, 1)
+    poses[:, 0, 3] = torch.arange(18)
+    photos = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def run(references: int, targets: int, **options) -> torch.Tensor:
+        options = {"fov": 60, "num_inference_steps": 2, "views_per_group": 2, "output_type": "pt", **options}
+        generator = torch.Generator().manual_seed(0)
+        return pipe(photos[:references], poses[: references + targets], generator=generator, **options).images
+
+    calls = [(3, 12, {}), (3, 12, {"max_memory_views": 5}), (3, 6, {}), (6, 9, {"views_per_group": 3})]
+    plain = [run(references, targets, **options) for references, targets, options in calls]
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    pipe.transformer.compile_repeated_blocks(backend=counter, fullgraph=True)
+    run(3, 8)
+    run(4, 3)  # a last group that is smaller
+    compiled = counter.frame_count
+    assert 0 < compiled <= 8, "torch gives up after eight"
+    for (references, targets, options), expected in zip(calls, plain):
+        torch.testing.assert_close(run(references, targets, **options), expected, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == compiled
+    torch._dynamo.reset()

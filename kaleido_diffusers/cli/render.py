@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from .. import trajectories
 from ..bundled import bundled_checkpoint, bundled_scores, resolve_checkpoint
 from ..cameras import Cameras
 from ..data.export import write_capture, write_colmap, write_video
@@ -21,16 +20,11 @@ from ..evaluation.baselines import nearest_reference
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..trajectories import ABOUT_FOCUS, PATHS
 from .loading import CaptureOptions, load_pipeline
 
 
 __all__ = ["Render"]
-
-PATHS = {  # about what the cameras look at
-    "orbit": trajectories.orbit,
-    "spiral": trajectories.spiral,
-    "dolly-zoom": trajectories.dolly_zoom,
-}
 
 
 @dataclass
@@ -46,7 +40,7 @@ class Render:
     """Photos given to the model, spread over the capture."""
     targets: str = "held-out"
     """Photos to render: `held-out` (the test split, or every 8th by name), numbers such as `3,7`, or `none`."""
-    trajectory: Literal["none", "orbit", "spiral", "dolly-zoom", "keyframes"] = "none"
+    trajectory: Literal[("none", *PATHS)] = "none"
     """Camera path of a fly-through."""
     views: int = 48
     """Views of the fly-through."""
@@ -143,11 +137,12 @@ class Render:
         """Cameras of the fly-through: through well spread photos, or around what all of them look at."""
         if self.trajectory == "none":
             return None
-        if self.trajectory == "keyframes":
-            return trajectories.keyframes(scene.cameras[references], num_views=self.views)
-        # one photo does not tell how far away its scene is; one unit is as good as any
-        focus = scene.cameras.centers[0] + scene.cameras.forward[0] if len(scene) == 1 else None
-        return PATHS[self.trajectory](scene.cameras, num_views=self.views, focus=focus)
+        cameras = scene.cameras[references] if self.trajectory == "keyframes" else scene.cameras
+        options = {}
+        if len(scene) == 1 and self.trajectory in ABOUT_FOCUS:
+            # one photo does not tell how far away its scene is; one unit is as good as any
+            options["focus"] = scene.cameras.centers[0] + scene.cameras.forward[0]
+        return PATHS[self.trajectory](cameras, num_views=self.views, **options)
 
     def _pipeline(self) -> KaleidoViewSynthesisPipeline:
         pipe = load_pipeline(self.checkpoint, self.device, self.dtype)
