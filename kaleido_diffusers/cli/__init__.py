@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import tyro
 
 from .convert import Convert
+from .demo import Demo
 from .evaluate import Evaluate
 from .info import Info
 from .lora import Lora
@@ -15,6 +16,7 @@ from .push import Push
 from .render import Render
 from .shard import Shard
 from .train import Train
+from .view import View
 
 
 __all__ = ["main"]
@@ -27,6 +29,8 @@ VERBS = {
     "evaluate": Evaluate,
     "convert": Convert,
     "push": Push,
+    "demo": Demo,
+    "view": View,
     "shard": Shard,
     "info": Info,
 }

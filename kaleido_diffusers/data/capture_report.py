@@ -18,7 +18,17 @@ from ..trajectories import focus_point, up_direction
 from .scene import Scene
 
 
-__all__ = ["CaptureSummary", "camera_picture", "camera_scene_html", "capture_summary"]
+__all__ = [
+    "FRUSTUM_EDGES",
+    "CaptureSummary",
+    "camera_picture",
+    "camera_scene_html",
+    "capture_summary",
+    "frustum_corners",
+    "frustum_size",
+    "points_near",
+    "upright_axes",
+]
 
 _MAX_POINTS = 20_000  # of those that are drawn and projected
 _MAX_LABELS = 8
@@ -82,7 +92,7 @@ class _Drawing:
 
     Attributes:
         centers (`torch.Tensor` of shape `[V, 3]`)
-        frustums (`torch.Tensor` of shape `[V, 7, 3]`): the corners of [`_frustums`].
+        frustums (`torch.Tensor` of shape `[V, 7, 3]`): the corners of [`frustum_corners`].
         points (`torch.Tensor` of shape `[P, 3]`)
         low, high (`torch.Tensor` of shape `[3]`): the box that holds them.
     """
@@ -98,11 +108,11 @@ class _Drawing:
         if len(cameras.shape) != 1 or not len(cameras):
             raise ValueError(f"A drawing needs cameras of shape [V], got {list(cameras.shape)}.")
         cameras = cameras.to("cpu")
-        drawing_from_world = _upright(cameras)
+        drawing_from_world = upright_axes(cameras)
         centers = cameras.centers @ drawing_from_world.mT
-        frustums = _frustums(cameras) @ drawing_from_world.mT
+        frustums = frustum_corners(cameras) @ drawing_from_world.mT
         points = torch.zeros(0, 3) if points is None else _thinned(points)
-        points = _near(points.to(centers) @ drawing_from_world.mT, centers)
+        points = points_near(points.to(centers) @ drawing_from_world.mT, centers)
         everything = torch.cat([frustums.reshape(-1, 3), points])
         return cls(centers, frustums, points, everything.amin(0), everything.amax(0))
 
@@ -126,15 +136,21 @@ class _Drawing:
 
 # A frustum's corners: the image's (from the top left, clockwise), the tip of a roof that says up, the centre, and a
 # point ahead. The lines between them:
-_EDGES = ((5, 0), (5, 1), (5, 2), (5, 3), (0, 1), (1, 2), (2, 3), (3, 0), (0, 4), (4, 1))
+FRUSTUM_EDGES = ((5, 0), (5, 1), (5, 2), (5, 3), (0, 1), (1, 2), (2, 3), (3, 0), (0, 4), (4, 1))
 _AHEAD = (5, 6)
 
 
-def _frustums(cameras: Cameras) -> torch.Tensor:
-    """Corners `[V, 7, 3]` in the world, as large as the cameras' distances leave room for."""
+def frustum_size(cameras: Cameras) -> float:
+    """How deep to draw frustums: as deep as the cameras' distances leave room for."""
     gap = float(_neighbour_distances(cameras.centers).median())
     extent = 2 * float((cameras.centers - cameras.centers.mean(0)).norm(dim=-1).max())
-    size = min(max(0.7 * gap, 0.04 * extent), 0.12 * extent) or 1.0
+    return min(max(0.7 * gap, 0.04 * extent), 0.12 * extent) or 1.0
+
+
+def frustum_corners(cameras: Cameras, size: float | None = None) -> torch.Tensor:
+    """Corners `[V, 7, 3]` of frustums in the world, `size` deep ([`frustum_size`] when not given): see
+    `FRUSTUM_EDGES`."""
+    size = frustum_size(cameras) if size is None else size
     height, width = cameras.image_sizes.to(cameras.intrinsics).unbind(-1)
     zero = torch.zeros_like(width)
     outline = [(zero, zero), (width, zero), (width, height), (zero, height), (width / 2, -height / 4)]
@@ -144,7 +160,7 @@ def _frustums(cameras: Cameras) -> torch.Tensor:
     return torch.cat([corners, apex, apex + 2.5 * size * cameras.forward[:, None]], dim=1)
 
 
-def _upright(cameras: Cameras) -> torch.Tensor:
+def upright_axes(cameras: Cameras) -> torch.Tensor:
     """Rotation `[3, 3]` to the axes right, away and up: the cameras' up, and away as they look on the whole, or along
     which they spread least where they look all round."""
     up = up_direction(cameras)
@@ -169,7 +185,7 @@ def _thinned(points: torch.Tensor) -> torch.Tensor:
     return points[:: -(-len(points) // _MAX_POINTS) or 1]
 
 
-def _near(points: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+def points_near(points: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
     """The points that a picture can hold: between their 3rd and 97th percentiles, a little widened, and within three
     camera extents of the cameras."""
     if not len(points):
@@ -199,8 +215,8 @@ def _panel(figure, box: tuple[float, ...], drawing: _Drawing, flat):
     axes.scatter(*points.mT.tolist(), s=1.3, c=_DUST, alpha=0.4, linewidths=0, zorder=1)
     colors = _colors(len(frustums))
     axes.add_collection(PolyCollection(frustums[:, :4].tolist(), facecolors=colors, alpha=0.15, zorder=2))
-    edges, ahead = frustums[:, _EDGES], frustums[:, _AHEAD]
-    repeated = colors.repeat(len(_EDGES), axis=0)
+    edges, ahead = frustums[:, FRUSTUM_EDGES], frustums[:, _AHEAD]
+    repeated = colors.repeat(len(FRUSTUM_EDGES), axis=0)
     axes.add_collection(LineCollection(edges.flatten(0, 1).tolist(), colors=repeated, linewidths=0.8, zorder=3))
     axes.add_collection(LineCollection(ahead.tolist(), colors=colors, linewidths=0.6, alpha=0.6, zorder=3))
 
@@ -287,7 +303,8 @@ def camera_scene_html(
         raise ImportError("An HTML page needs plotly: pip install 'kaleido-diffusers[captures]'.") from error
     drawing = _Drawing.of(cameras, points)
     order = torch.arange(len(cameras))
-    lines = F.pad(drawing.frustums[:, (*_EDGES, _AHEAD)], (0, 0, 0, 1), value=torch.nan)  # lifts the pen between lines
+    lines = drawing.frustums[:, (*FRUSTUM_EDGES, _AHEAD)]
+    lines = F.pad(lines, (0, 0, 0, 1), value=torch.nan)  # lifts the pen between lines
     pens = order.repeat_interleave(lines[0].numel() // 3)
     look = {"colorscale": "Plasma", "cmin": 0, "cmax": max(len(cameras) - 1, 1) / 0.86}
     labels = [str(view) for view in range(len(cameras))] if names is None else names

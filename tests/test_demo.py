@@ -1,0 +1,611 @@
+"""The app without a browser: what it takes, what it refuses, and many visitors at once."""
+
+import gc
+import http.client
+import io
+import json
+import math
+import re
+import stat
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from demo_server import demo_server
+
+from kaleido_diffusers import (
+    KaleidoReferenceCache,
+    KaleidoViewSynthesisPipeline,
+    bundled_checkpoint,
+    load_scene,
+    sample_capture,
+    trajectories,
+)
+from kaleido_diffusers.data.capture_report import frustum_corners, upright_axes
+from kaleido_diffusers.data.export import write_colmap
+from kaleido_diffusers.demo.app import DemoApp
+from kaleido_diffusers.demo.captures import Capture, load_sample, load_uploads, unpack
+from kaleido_diffusers.demo.limits import Limits, Stopped, in_background
+from kaleido_diffusers.demo.plot import space_figure
+from kaleido_diffusers.demo.posing import pose_photos
+from kaleido_diffusers.demo.sessions import Sessions
+from kaleido_diffusers.demo.views import FREE, HELD_OUT, PATHS, Wish, generate, plan_views, write_files
+
+
+ROOT = Path(__file__).parents[1]
+LIMITS = Limits()
+
+
+@pytest.fixture(scope="module")
+def sample() -> Capture:
+    return load_sample(64)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> KaleidoViewSynthesisPipeline:
+    return load_bundled("kaleido-tiny")
+
+
+def load_bundled(name: str) -> KaleidoViewSynthesisPipeline:
+    pipe = KaleidoViewSynthesisPipeline.from_pretrained(bundled_checkpoint(name))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def uploaded(files, tmp_path: Path, limits: Limits = LIMITS) -> Capture:
+    work = tmp_path / "work"
+    work.mkdir()
+    return list(load_uploads(files, work, 64, limits, threading.Event()))[-1].news
+
+
+def photo(path: Path, size=(80, 60), seed: int = 0, **options) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def zipped(path: Path, folder: Path, inside: str = "") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in folder.rglob("*"):
+            if file.is_file():
+                archive.write(file, Path(inside) / file.relative_to(folder))
+    return path
+
+
+# What visitors upload
+
+
+@pytest.mark.parametrize("inside", ["", "my capture"])
+def test_a_zipped_capture_is_read(inside, tmp_path):
+    capture = uploaded([zipped(tmp_path / "table.zip", Path(sample_capture()), inside)], tmp_path)
+    scene = load_scene(sample_capture())
+    assert capture.name == (inside or "table") and not capture.is_sample
+    pixels, cameras = scene.fitted(range(len(scene)), 64, 64)
+    assert torch.equal(capture.pixels, (pixels * 255).round().to(torch.uint8))
+    assert torch.equal(capture.cameras.world_from_camera, cameras.world_from_camera)
+    assert capture.held_out == [0, 8, 16, 24, 32]
+
+
+def test_a_zipped_colmap_model_is_read(tmp_path):
+    pytest.importorskip("pycolmap")
+    scene = load_scene(sample_capture())
+    points = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    write_colmap(tmp_path / "model", list(scene.images), scene.cameras, points)
+    capture = uploaded([zipped(tmp_path / "model.zip", tmp_path / "model")], tmp_path)
+    assert len(capture) == 40 and 0 < len(capture.points) <= 50
+    torch.testing.assert_close(capture.cameras.centers, scene.cameras.centers, atol=1e-9, rtol=0)
+
+
+def test_one_photo_needs_no_pose(tmp_path):
+    capture = uploaded([photo(tmp_path / "a.jpg")], tmp_path)
+    assert len(capture) == 1 and capture.held_out == [] and "60 degrees is assumed" in capture.notes[0]
+    assert len(plan_views(capture, Wish("orbit", views=5), LIMITS).targets) == 5
+    for path in ("keyframes", HELD_OUT):
+        with pytest.raises(ValueError, match="choose another path"):
+            plan_views(capture, Wish(path), LIMITS)
+
+
+def refused(tmp_path, match: str, *files: Path, limits: Limits = LIMITS) -> None:
+    with pytest.raises(ValueError, match=match) as error:
+        uploaded(files, tmp_path, limits)
+    assert str(tmp_path) not in str(error.value), "no folder of ours is named"
+
+
+def test_what_is_no_photo_is_refused_with_a_sentence(tmp_path):
+    broken = photo(tmp_path / "broken.jpg")
+    broken.write_bytes(broken.read_bytes()[:900])
+    refused(
+        tmp_path, r"^broken.jpg: the image is damaged", photo(tmp_path / "a.jpg"), photo(tmp_path / "b.jpg"), broken
+    )
+
+
+@pytest.mark.parametrize(
+    "match, names, limits",
+    [
+        (r"^Two photos are too few", ["a.png", "b.png"], LIMITS),
+        (r"^notes.txt is not a photo", ["a.png", "notes.txt"], LIMITS),
+        (r"^a.png has 80 x 60 pixels: at most 0.001 megapixels", ["a.png"], Limits(megapixels=0.001)),
+        (r"^These are 4 photos: at most 3", ["a.png", "b.png", "c.png", "d.png"], Limits(photos=3)),
+    ],
+)
+def test_what_is_too_little_or_too_much_is_refused(match, names, limits, tmp_path):
+    files = [photo(tmp_path / name, seed=n, format="PNG") for n, name in enumerate(names)]
+    refused(tmp_path, match, *files, limits=limits)
+
+
+def test_photos_of_one_name_from_two_folders_are_both_taken(tmp_path):
+    pytest.importorskip("pycolmap")
+    files = []
+    for number in range(3):  # blank ones: COLMAP says so, which proves that it got three
+        (tmp_path / str(number)).mkdir()
+        files.append(tmp_path / str(number) / "photo.png")
+        PIL.Image.new("RGB", (64 + number, 64), "gray").save(files[-1])
+    refused(tmp_path, r"^No cameras were found: half of the photos show \d+ details or fewer.*texture", *files)
+
+
+def hostile(path: Path, *entries: tuple[zipfile.ZipInfo | str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+    return path
+
+
+def link() -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo("images/passwd.png")
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return entry
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    "match, entries",
+    [
+        ("leads out", [("../../evil.png", b"x")]),
+        ("leads out", [("/etc/evil.png", b"x")]),
+        ("leads out", [("images\\..\\..\\evil.png", b"x")]),
+        ("leads out", [("c:evil.png", b"x")]),
+        ("a link", [(link(), b"/etc/passwd")]),
+        ("unpacks to more than 1 MB", [("bomb.png", bytes(3_000_000))]),
+        ("holds 61 files", [(f"{number}.png", b"") for number in range(61)]),
+        ("holds a file twice", [("a.png", b"x"), ("a.png", b"y")]),
+    ],
+)
+def test_hostile_zips_are_refused(match, entries, tmp_path):
+    file = hostile(tmp_path / "evil.zip", *entries)
+    with pytest.raises(ValueError, match=match):
+        unpack(file, tmp_path / "inside" / "deep", Limits(upload_mb=1, photos=3))
+    assert not list(tmp_path.rglob("evil.png"))
+
+
+def test_a_zip_that_lies_about_its_size_is_refused(tmp_path):
+    file = hostile(tmp_path / "liar.zip", ("bomb.png", bytes(3_000_000)))
+    honest, lie = (3_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little")
+    file.write_bytes(file.read_bytes().replace(honest, lie))
+    with pytest.raises(ValueError, match="zip"):
+        unpack(file, tmp_path / "inside", Limits(upload_mb=1))
+    assert sum(path.stat().st_size for path in (tmp_path / "inside").rglob("*")) <= 1000
+
+
+def test_only_what_makes_a_capture_is_unpacked(tmp_path):
+    names = ["transforms.json", "run.py", ".hidden/a.png", "__MACOSX/b.png", "weights.pt", "images/c.JPG"]
+    unpack(hostile(tmp_path / "mixed.zip", *((name, b"x") for name in names)), tmp_path / "inside", LIMITS)
+    files = [path for path in (tmp_path / "inside").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in files) == ["c.JPG", "transforms.json"]
+    with pytest.raises(ValueError, match="damaged"):
+        unpack(photo(tmp_path / "picture.zip", format="PNG"), tmp_path / "other", LIMITS)
+
+
+def test_posing_ends_when_it_is_stopped_or_late(tmp_path):
+    pytest.importorskip("pycolmap")
+    images, cancelled = Path(sample_capture()) / "images", threading.Event()
+    with pytest.raises(Stopped):
+        for progress in pose_photos(images, tmp_path / "stopped", 300, cancelled):
+            if progress.total:
+                cancelled.set()
+    assert not (tmp_path / "stopped" / "report.json").exists()
+    with pytest.raises(ValueError, match="took more than"):
+        list(pose_photos(images, tmp_path / "late", 0.5, threading.Event()))
+
+
+# Wishes and views
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"path": "../orbit"},
+        {"views": LIMITS.views + 1},
+        {"views": 0},
+        {"views": 2.5},
+        {"steps": LIMITS.steps + 1},
+        {"references": LIMITS.references + 1},
+        {"elevation": math.nan},
+        {"zoom": math.inf},
+        {"seed": -1},
+        {"steps": "5"},
+        {"distance": None},
+    ],
+)
+def test_wishes_beyond_the_limits_are_refused(wish, sample):
+    with pytest.raises(ValueError, match="must|no path"):
+        plan_views(sample, Wish(**wish), LIMITS)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_plans_have_what_was_wished(path, sample):
+    plan = plan_views(sample, Wish(path, views=4, references=5), LIMITS)
+    assert len(plan.targets) == (1 if path == FREE else 4)
+    assert len(plan.references) == len(set(plan.references)) == 5
+    assert plan.truths == ([0, 8, 16, 24] if path == HELD_OUT else [])
+    assert path != HELD_OUT or not set(plan.references) & set(sample.held_out)
+    assert set(plan.nearest(sample)) <= set(plan.references)
+
+
+def test_a_single_reference_is_enough(sample):
+    for path in ("orbit", "keyframes", HELD_OUT):
+        assert len(plan_views(sample, Wish(path, references=1), LIMITS).references) == 1
+
+
+def test_the_free_camera_stands_where_it_is_told(sample):
+    wish = Wish(FREE, azimuth=40, elevation=-20, distance=1.5, zoom=2)
+    camera = plan_views(sample, wish, LIMITS).targets[0]
+    focus, up = trajectories.focus_point(sample.cameras), trajectories.up_direction(sample.cameras)
+    offset, first = camera.centers - focus, sample.cameras.centers[0] - focus
+    median = (sample.cameras.centers - focus).norm(dim=-1).median()
+    assert offset.norm() / median == pytest.approx(1.5)
+    assert math.degrees(math.asin(offset @ up / offset.norm())) == pytest.approx(-20)
+    flat, flat_first = (x - (x @ up) * up for x in (offset, first))
+    assert math.degrees(torch.acos(torch.cosine_similarity(flat, flat_first, dim=0))) == pytest.approx(40)
+    assert torch.cosine_similarity(camera.forward, -offset, dim=0) == pytest.approx(1)
+    assert camera.intrinsics[0, 0] == pytest.approx(2 * float(sample.cameras.intrinsics[0, 0, 0]))
+
+
+def test_views_come_group_by_group_and_are_the_pipelines_own(sample, pipe):
+    wish = Wish("keyframes", views=6, steps=2, references=3, seed=5)
+    plan = plan_views(sample, wish, LIMITS)
+    seen = list(generate(pipe, sample, plan, wish, threading.Event()))
+    assert [progress.done for progress in seen[1:-1]] == [1, 2, 3, 4]
+    assert seen[3].text == "Group 2 of 2, step 1 of 2" and seen[3].total == 4
+    assert [len(progress.news.views) for progress in seen if progress.news] == [4, 6, 6]
+    photos = [PIL.Image.fromarray(sample.pixels[view].permute(1, 2, 0).numpy()) for view in plan.references]
+    options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(5)}
+    expected = pipe(photos, sample.cameras[plan.references], plan.targets, **options).images
+    for view, own in zip(seen[-1].news.views, expected, strict=True):
+        assert np.abs(np.int16(view) - np.int16(own)).max() <= 1
+
+
+def test_stopping_keeps_the_views_and_frees_the_memory(sample, pipe):
+    wish, cancelled = Wish("orbit", views=48, steps=10, references=3), threading.Event()
+    for progress in generate(pipe, sample, plan_views(sample, wish, LIMITS), wish, cancelled):
+        if progress.text.startswith("Group 2 of 12, step 3"):
+            assert encoded_memories(), "the references are held in the memory"
+            cancelled.set()
+            start = time.monotonic()
+    print(f"stopped after {time.monotonic() - start:.2f} s")
+    assert progress.text == "Stopped after 4 of 48 views" and len(progress.news.views) == 4
+    assert not encoded_memories()
+
+
+def encoded_memories() -> list[KaleidoReferenceCache]:
+    gc.collect()
+    return [thing for thing in gc.get_objects() if type(thing) is KaleidoReferenceCache and len(thing)]
+
+
+def test_files_hold_the_views(sample, pipe, tmp_path):
+    av = pytest.importorskip("av")
+    wish = Wish(HELD_OUT, views=3, steps=1, references=2)
+    plan = plan_views(sample, wish, LIMITS)
+    result = list(generate(pipe, sample, plan, wish, threading.Event()))[-1].news
+    mp4, gif, packed = write_files(result, tmp_path / "out" / "files")
+    with av.open(str(mp4)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 3
+    assert PIL.Image.open(gif).n_frames == 3
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    scene = load_scene(tmp_path / "unpacked" / "kaleido")
+    assert len(scene) == 5
+    torch.testing.assert_close(scene.cameras[2:].world_from_camera, plan.targets.world_from_camera)
+    assert np.array_equal(np.asarray(scene.images[2]), np.asarray(result.views[0]))
+    frames = json.loads((tmp_path / "unpacked" / "kaleido" / "transforms.json").read_text())["frames"]
+    assert [frame.get("generated", False) for frame in frames] == [False, False, True, True, True]
+
+
+# Visitors
+
+
+def test_sessions_stay_apart_and_end():
+    now = [0.0]
+    sessions = Sessions(most=2, seconds=60, clock=lambda: now[0])
+    first, second = sessions["a"], sessions["b"]
+    assert first is not second and sessions["a"] is first
+    sessions["c"]  # "b" was unheard of for longest
+    assert len(sessions) == 2 and second.cancelled.is_set() and not first.cancelled.is_set()
+    now[0] = 61.0
+    assert sessions["a"] is not first and first.cancelled.is_set()
+    running = sessions["a"].cancelled
+    sessions["a"].begin()
+    assert running.is_set() and not sessions["a"].cancelled.is_set()
+    sessions.drop("a")
+    assert len(sessions) == 0
+
+
+def test_work_in_the_background_is_heard_and_ended():
+    def fails(report):
+        report(1)
+        raise ValueError("no")
+
+    heard = in_background(fails, threading.Event())
+    assert next(heard) == 1
+    with pytest.raises(ValueError, match="no"):
+        next(heard)
+    cancelled, ended = threading.Event(), threading.Event()
+
+    def waits(report):
+        report(1)
+        cancelled.wait(10)
+        ended.set()
+
+    heard = in_background(waits, cancelled)
+    next(heard)
+    heard.close()
+    assert ended.is_set()
+
+
+def test_the_app_answers_each_visitor_with_their_own(tmp_path):
+    app = DemoApp(load_bundled, tmp_path)
+    with pytest.raises(ValueError, match="There are no photos yet"):
+        next(app.generate("a", Wish()))
+    app.load_sample("a")
+    list(app.load_files("b", [str(photo(tmp_path / "b.jpg"))]))
+    assert len(app.preview("a", Wish())[0]) == 40 and len(app.preview("b", Wish())[0]) == 1
+    for key, views in (("a", 2), ("b", 3)):
+        list(app.generate(key, Wish(HELD_OUT if key == "a" else "orbit", views=views, steps=1, references=2)))
+    assert [len(app.sessions[key].result.views) for key in "ab"] == [2, 3]
+    assert "photo 9" in app.compare("a", 2, True)[2] and "nearest reference" in app.compare("a", 2, False)[2]
+    assert "nearest reference, photo 1" in app.compare("b", 3, True)[2], "one photo has no true ones"
+    assert app.compare("nobody", 1, False) is None and app.files("nobody", tmp_path) == []
+    app.stop("a")  # while waiting for the turn
+    last = list(app.generate("a", Wish(views=4, steps=3)))[-1]
+    assert last.text == "Stopped after 0 of 4 views" and last.news.views == []
+    assert len(list(app.generate("a", Wish(views=4, steps=3)))[-1].news.views) == 4, "the next wish is met"
+    assert not list(tmp_path.glob("work-*"))
+
+
+# The picture
+
+
+def test_the_picture_shows_photos_and_path_at_their_places(sample):
+    pytest.importorskip("plotly")
+    plan = plan_views(sample, Wish("spiral", views=5, references=2), LIMITS)
+    figure = space_figure(sample, plan)
+    axes = upright_axes(sample.cameras)
+    path = next(trace for trace in figure.data if trace.type == "scatter3d" and trace.line.width == 4)
+    places = np.stack([path.x, path.y, path.z], axis=1)
+    np.testing.assert_allclose(places, (plan.targets.centers @ axes.mT).numpy(), atol=1e-5)
+    mesh = next(trace for trace in figure.data if trace.type == "mesh3d")
+    corners = np.stack([mesh.x, mesh.y, mesh.z], axis=1).reshape(2, 41, 41, 3)
+    depth = (
+        torch.tensor(corners[0, 0, 0], dtype=torch.float64) @ axes - sample.cameras.centers[plan.references[0]]
+    ) @ (sample.cameras.forward[plan.references[0]])
+    expected = frustum_corners(sample.cameras[plan.references], float(depth))[:, :4] @ axes.mT
+    found = corners[:, [0, 0, -1, -1], [0, -1, -1, 0]]  # from the top left, clockwise
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    assert len(mesh.facecolor) == len(mesh.i) == 2 * 40 * 40 * 2
+    small = torch.nn.functional.interpolate(sample.pixels[plan.references].float(), (40, 40), mode="area")
+    face = 2 * (40 * 40 + 7 * 40 + 30)
+    colors = [list(bytes.fromhex(mesh.facecolor[number][1:])) for number in (face, face + 1)]
+    assert colors[0] == colors[1] == pytest.approx(small[1, :, 7, 30].tolist(), abs=0.51)
+
+
+def test_one_photo_can_be_drawn(tmp_path):
+    pytest.importorskip("plotly")
+    capture = uploaded([photo(tmp_path / "a.jpg")], tmp_path)
+    spans = [space_figure(capture, plan_views(capture, Wish(path), LIMITS)).layout.scene for path in ("pan", FREE)]
+    for scene in spans:
+        assert all(high > low for low, high in (scene.xaxis.range, scene.yaxis.range, scene.zaxis.range))
+
+
+# The server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    pytest.importorskip("gradio")
+    with demo_server(tmp_path_factory.mktemp("server"), "--upload-mb", "2") as server:
+        yield server
+
+
+def status_of(request) -> int:
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "file=/etc/passwd",
+        "file=../../../../../../etc/passwd",
+        "file=..%2f..%2f..%2f..%2fetc%2fpasswd",
+        "file=%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        f"file={ROOT / 'setup.cfg'}",
+        "file=setup.cfg",
+        f"file={sys.executable}",
+        "file=http://127.0.0.1:1/",
+        "file=HTTP%3A//127.0.0.1:1/",
+        "proxy=http://127.0.0.1:1/",
+    ],
+)
+def test_files_of_others_are_refused(path, server):
+    assert status_of(f"{server.url}/gradio_api/{path}") in (403, 404)
+    assert status_of(f"{server.url}/{path}") in (403, 404)
+
+
+def test_the_folder_beside_the_uploads_is_not_served(server):
+    (root,) = server.temporary.glob("kaleido-demo-*")
+    secret = root / "secret.png"
+    secret.write_bytes(b"x")
+    assert status_of(f"{server.url}/gradio_api/file={secret}") == 403
+    assert status_of(f"{server.url}/gradio_api/file={root}/gradio/../secret.png") == 403
+    secret.unlink()
+
+
+def form(name: str, content: bytes) -> tuple[bytes, dict[str, str]]:
+    head = f'--edge\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    return head + content + b"\r\n--edge--\r\n", {"Content-Type": "multipart/form-data; boundary=edge"}
+
+
+def upload(server, name: str, content: bytes) -> str:
+    body, headers = form(name, content)
+    with urllib.request.urlopen(urllib.request.Request(f"{server.url}/gradio_api/upload", body, headers)) as answer:
+        return json.load(answer)[0]
+
+
+def test_uploads_are_bounded_and_stay_inside(server):
+    path = upload(server, "../../evil.png", b"x")
+    assert Path(path).is_relative_to(server.temporary) and Path(path).parent.parent.name == "gradio"
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    connection.putrequest("POST", "/gradio_api/upload")
+    connection.putheader("Content-Length", "2500000")
+    connection.endheaders()  # nothing of it is sent: the answer does not wait for it
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_a_path_that_was_not_uploaded_is_refused(server):
+    for path in ("/etc/passwd", str(ROOT / "docs" / "sample_sheet.png")):
+        files = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
+        body = json.dumps({"data": [files], "session_hash": "somebody"}).encode()
+        call = f"{server.url}/gradio_api/call/upload"
+        request = urllib.request.Request(call, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            event = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{call}/{event}", timeout=60) as answer:
+            said = answer.read().decode()
+        assert said.startswith("event: error") and "root:" not in said and "Traceback" not in said
+
+
+def test_errors_are_sentences_for_those_who_call_the_server_too(server):
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    client = Client(server.url, verbose=False)
+    with pytest.raises(AppError, match="There are no photos yet"):
+        client.predict("orbit", 4, 0, 30, 1, 1, 6, 4, 1, 0, api_name="/generate")
+    client.predict(api_name="/sample")
+    for views, steps in ((4000, 4), (4, 4000)):
+        with pytest.raises(AppError, match="must|greater|maximum") as error:
+            client.predict("orbit", views, 0, 30, 1, 1, 6, steps, 1, 0, api_name="/generate")
+        assert "Traceback" not in str(error.value)
+    client.close()
+
+
+def test_browsers_are_told_to_load_nothing_from_elsewhere(server):
+    with urllib.request.urlopen(server.url, timeout=30) as answer:
+        policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "http" not in policy
+
+
+def visit(server, number: int) -> tuple[list[int], dict, np.ndarray]:
+    """One visitor who wants a view that nobody else wants: the places in line, the camera and the view."""
+    from gradio_client import Client
+
+    client = Client(server.url, verbose=False, download_files=server.log.parent / "downloads")
+    client.predict(api_name="/sample")
+    job = client.submit(*wish_of(number), api_name="/generate")
+    ranks = []
+    while not job.done():
+        if (rank := job.status().rank) is not None:
+            ranks.append(rank)
+        time.sleep(0.3)
+    *_, packed = job.result()
+    client.close()
+    with zipfile.ZipFile(packed["value"] if isinstance(packed, dict) else packed) as archive:
+        frame = json.loads(archive.read("kaleido/transforms.json"))["frames"][-1]
+        view = PIL.Image.open(io.BytesIO(archive.read(f"kaleido/{frame['file_path']}")))
+        return ranks, frame, np.asarray(view)
+
+
+def wish_of(number: int) -> list:
+    return [FREE, 4, -90 + 9 * number, 20 + number, 1, 1, 3, 1, 1, number]
+
+
+def test_twenty_visitors_at_once(server, sample, pipe):
+    """All are served, in line, each with what they asked for; what they leave in the memory is bounded."""
+    pytest.importorskip("gradio_client")
+    expected = []
+    for number in range(20):
+        wish = Wish(*wish_of(number))
+        plan = plan_views(sample, wish, LIMITS)
+        view = list(generate(pipe, sample, plan, wish, threading.Event()))[-1].news.views[0]
+        expected.append((plan.targets.centers[0].numpy(), np.asarray(view)))
+    resident = []
+    for _ in range(3):
+        start = time.monotonic()
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(lambda number: visit(server, number), range(20)))
+        for (_, frame, view), (center, own) in zip(answers, expected, strict=True):
+            np.testing.assert_allclose(np.array(frame["transform_matrix"])[:3, 3], center, atol=1e-9)
+            assert np.abs(np.int16(view) - np.int16(own)).max() <= 2
+        waited = sum(max(ranks, default=0) > 0 for ranks, _, _ in answers)
+        time.sleep(3)
+        resident.append(server.resident_mb())
+        seconds = time.monotonic() - start - 3
+        print(f"20 visitors in {seconds:.1f} s, {waited} of them in line; {resident[-1]:.1f} MB resident")
+    assert waited > 0, "some are told to wait"
+    assert resident[2] <= 1.02 * resident[1]
+
+
+def test_uploads_are_deleted_in_time(tmp_path):
+    pytest.importorskip("gradio")
+    with demo_server(tmp_path, "--keep-minutes", "0.05") as server:
+        path = Path(upload(server, "mine.png", b"x"))
+        assert path.exists()
+        deadline = time.monotonic() + 20
+        while path.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not path.exists()
+
+
+# The Space
+
+
+def test_the_space_says_what_it_needs():
+    text = (ROOT / "examples" / "spaces" / "README.md").read_text()
+    front = dict(re.findall(r"^(\w+): (.+)$", text.split("---")[1], re.MULTILINE))
+    constraints = (ROOT / "constraints.txt").read_text()
+    assert front["sdk"] == "gradio" and f"gradio=={front['sdk_version']}\n" in constraints
+    assert (ROOT / "examples" / "spaces" / front["app_file"]).is_file()
+    assert len(front["short_description"]) <= 60
+    setup = (ROOT / "setup.cfg").read_text()
+    needs = {"matplotlib>=3.8"}
+    for start in ("install_requires =\n", "\ncaptures =\n", "\nvideo =\n", "\ndemo =\n"):
+        block = setup.split(start)[1]
+        needs |= set(re.findall(r"    (\S+)\n", re.match(r"(    \S+\n)+", block).group()))
+    needs -= {need for need in needs if need.startswith(("kaleido-diffusers[", "viser"))}
+    lines = (ROOT / "examples" / "spaces" / "requirements.txt").read_text().splitlines()
+    assert set(lines[1:]) == needs
+
+
+def test_the_space_runs_from_a_folder_of_its_own(tmp_path):
+    pytest.importorskip("gradio")
+    space = tmp_path / "space"
+    space.mkdir()
+    for file in (ROOT / "examples" / "spaces").iterdir():
+        if file.is_file():
+            (space / file.name).write_bytes(file.read_bytes())
+    (space / "kaleido_diffusers").symlink_to(ROOT / "kaleido_diffusers")
+    with demo_server(tmp_path / "run", command=(sys.executable, "app.py"), cwd=space) as server:
+        with urllib.request.urlopen(server.url, timeout=30) as answer:
+            assert "Kaleido" in answer.read().decode()
