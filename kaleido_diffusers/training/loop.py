@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from ..scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from ..transformer_kaleido import KaleidoTransformer3DModel
 from .batches import StepBatches, TrainingStep, open_sources, validation_samples
 from .config import TrainConfig
-from .objective import rectified_flow_loss
+from .objective import ViewBatch, ViewPartition, rectified_flow_loss
 from .optimizer import make_optimizers
 
 
@@ -136,7 +136,7 @@ class Trainer:
                 group["lr"] = base * rate
         batch = item.batch.to(accelerator.device)
         with accelerator.autocast():
-            loss = rectified_flow_loss(self.model, self.scheduler, batch, item.partition, item.noise(config.seed))
+            loss = self.loss(batch, item.partition, item.noise(config.seed))
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(_trained(self.model), config.max_grad_norm)
         for optimizer in self.optimizers:
@@ -144,6 +144,16 @@ class Trainer:
             optimizer.zero_grad()
         self.ema.step(_trained(self.model))
         return accelerator.reduce(loss.detach(), "mean"), norm
+
+    def loss(self, batch: ViewBatch, partition: ViewPartition, generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """What a step brings down, see [`rectified_flow_loss`]; a recipe with another objective overrides it.
+
+        Args:
+            batch (`ViewBatch`): views of the rows of this process.
+            partition (`ViewPartition`): references and target groups.
+            generators (`Sequence[torch.Generator]`): source of the noise of each row.
+        """
+        return rectified_flow_loss(self.model, self.scheduler, batch, partition, generators)
 
     @contextmanager
     def _activation_maxima(self, wanted: bool) -> Iterator[dict[str, torch.Tensor]]:
