@@ -575,8 +575,8 @@ class KaleidoTransformer3DModel(
         projection = inverse = None
         if poses is not None:
             projection, inverse = _projection(poses.to(dtype), intrinsics, self.config.camera_encoding)
-        still = self.rope(rows, columns, torch.zeros(1, 1, device=like.device, dtype=dtype))
-        moving = still if times is None else self.rope(rows, columns, times.to(dtype))
+        zero = torch.zeros(1, 1, device=like.device, dtype=dtype)
+        still, moving = (self.rope(rows, columns, x) for x in (zero, zero if times is None else times.to(dtype)))
         return {"global": ViewPositions(projection, inverse, *moving), "view": ViewPositions(None, None, *still)}
 
     def _check_inputs(self, hidden_states, timestep, poses, intrinsics, times, num_targets, cache) -> int:

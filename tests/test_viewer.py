@@ -111,9 +111,9 @@ class Browser:
     def until_view(self) -> np.ndarray:
         """The next picture; what is said last is then what is said of it."""
         pictures, start = len(self.pictures), len(self.said)
-        self.until(
-            lambda: len(self.pictures) > pictures and any(" s. " in s or " s, " in s for s in self.said[start:])
-        )
+        self.until(lambda: len(self.pictures) > pictures)
+        end = time.monotonic() + 2  # what is said follows the picture, unless it is, to the word, what was said before
+        self.until(lambda: time.monotonic() > end or any(" s. " in s or " s, " in s for s in self.said[start:]))
         return self.pictures[-1]
 
     def _take(self, data: bytes) -> None:
