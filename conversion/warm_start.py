@@ -3,8 +3,6 @@
 What is taken and how it fits is in `kaleido_diffusers/warm_start.py`.
 """
 
-import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from diffusers import AutoencoderKL
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
 from kaleido_diffusers.evaluation.report import markdown_table
+from kaleido_diffusers.files import folder_written_whole
 from kaleido_diffusers.warm_start import WarmStart, load_donor, warm_start
 
 
@@ -56,13 +55,8 @@ def main(config: Config) -> None:
     vae = load_vae(config, started.transformer.config.in_channels)
     scheduler = RectifiedFlowViewScheduler(prediction_type="velocity")
     pipe = KaleidoViewSynthesisPipeline(started.transformer, scheduler, vae)
-    part = config.output.absolute().with_name(f".{config.output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with folder_written_whole(config.output) as part:
         pipe.save_pretrained(part)
-        os.rename(part, config.output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     print(f"wrote {config.output}")
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 
-__all__ = ["BUNDLED", "bundled_checkpoint", "bundled_scores", "resolve_checkpoint", "sample_capture"]
+__all__ = ["BUNDLED", "bundled_checkpoint", "bundled_scores", "checkpoint_for", "resolve_checkpoint", "sample_capture"]
 
 BUNDLED = ("kaleido-tiny", "kaleido-tiny-objects")
 
@@ -17,6 +17,11 @@ def bundled_checkpoint(name: str = "kaleido-tiny") -> str:
     if name not in BUNDLED:
         raise ValueError(f"`name` must be one of {', '.join(BUNDLED)}, got {name!r}.")
     return str(_PACKAGE / "weights" / name)
+
+
+def checkpoint_for(is_sample: bool) -> str:
+    """Name of the bundled checkpoint for a capture: the one that knows the sample for it, the other for all else."""
+    return BUNDLED[0 if is_sample else 1]
 
 
 def resolve_checkpoint(name: str) -> str:

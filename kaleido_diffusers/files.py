@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
-__all__ = ["file_digest", "write_json", "written_whole"]
+__all__ = ["file_digest", "folder_written_whole", "write_json", "written_whole"]
 
 
 @contextmanager
@@ -20,6 +21,19 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, not there yet, which takes its name when the block ends well and is removed when
+    it does not."""
+    part = path.absolute().with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        yield part
+        os.rename(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def file_digest(path: Path) -> str:

@@ -13,11 +13,13 @@ from .cameras import Cameras, look_at
 __all__ = [
     "ABOUT_FOCUS",
     "PATHS",
+    "camera_path",
     "dolly",
     "dolly_zoom",
     "focus_point",
     "keyframes",
     "lemniscate",
+    "lone_focus",
     "looking_distances",
     "orbit",
     "pan",
@@ -291,6 +293,25 @@ def _focus(cameras: Cameras, focus: torch.Tensor | None) -> torch.Tensor:
             "Cameras in one place do not tell how far away the scene is: pass `focus`, a point [3] of it."
         )
     return focus_point(cameras)
+
+
+def lone_focus(cameras: Cameras) -> torch.Tensor | None:
+    """What a camera that is alone is taken to look at: a point `[3]` one unit ahead, since one photo does not tell how
+    far away its scene is. `None` for several, which tell it themselves."""
+    return cameras.centers[0] + cameras.forward[0] if len(cameras) == 1 else None
+
+
+def camera_path(name: str, cameras: Cameras, num_views: int = 80) -> Cameras:
+    """
+    A path by its name, about what the cameras look at.
+
+    Args:
+        name (`str`): one of [`PATHS`].
+        cameras (`Cameras` of shape `[V]`): the capture; one camera alone will do, but for `keyframes`.
+        num_views (`int`): views on the path.
+    """
+    options = {"focus": lone_focus(cameras)} if name in ABOUT_FOCUS else {}
+    return PATHS[name](cameras, num_views=num_views, **options)
 
 
 def _turn(degrees: float, num_views: int, like: torch.Tensor) -> torch.Tensor:

@@ -95,6 +95,7 @@ LAYERS = [  # what stands further down may import what stands further up
     {"lora", "checkpoints"},
     {"trajectories", "transformer_kaleido", "scheduling_rectified_flow_view"},
     {"data", "hub"},
+    {"view_memory"},
     {"pipeline_kaleido"},
     {"_registration"},
     {"training", "evaluation", "warm_start"},

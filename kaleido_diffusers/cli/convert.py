@@ -1,7 +1,6 @@
 """`kaleido convert`: checkpoints of training and of other codes to diffusers' format, and back to a single file."""
 
 import json
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..checkpoints import (
     read_renames,
     write_safetensors,
 )
-from ..files import write_json
+from ..files import folder_written_whole, write_json
 from ..lora import base_architecture
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..scheduling_rectified_flow_view import RectifiedFlowViewScheduler
@@ -124,18 +123,12 @@ class Convert:
         write_safetensors(self.output, tensors, self._dtypes(tensors), {"format": "pt", **header})
 
     def _write_folder(self, pipe: KaleidoViewSynthesisPipeline, source: Path) -> None:
-        """Into a folder beside the output, which takes its name when it is complete."""
-        part = self.output.absolute().with_name(f".{self.output.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        try:
+        with folder_written_whole(self.output) as part:
             pipe.save_config(part)
             pipe.scheduler.save_pretrained(part / "scheduler")
             pipe.transformer.save_config(part / "transformer")
             self._write_shards(pipe.transformer.state_dict(), part / "transformer")
             _carry_over(source, part)
-            os.rename(part, self.output)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
     def _write_shards(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
         """As `save_pretrained`, without holding a shard in memory."""

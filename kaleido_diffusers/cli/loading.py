@@ -1,12 +1,13 @@
 """What several verbs share."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from ..bundled import resolve_checkpoint, sample_capture
+from ..bundled import bundled_checkpoint, bundled_scores, resolve_checkpoint, sample_capture
 from ..data.readers import load_scene
 from ..data.scene import Scene
 from ..data.view_sampling import split_views
@@ -14,7 +15,7 @@ from ..hub import explain_hub_error
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 
 
-__all__ = ["CaptureOptions", "load_pipeline"]
+__all__ = ["CaptureOptions", "load_pipeline", "warn_of_fitted"]
 
 
 @dataclass
@@ -50,6 +51,21 @@ class CaptureOptions:
             which = "to be kept back" if not test else "left to be references"
             raise ValueError(f"{scene.name}: none of the {len(scene)} photos is {which}.")
         return test, train
+
+
+def warn_of_fitted(checkpoint: str, capture: str, advice: str) -> None:
+    """Warns when the bundled checkpoint, fitted to one capture, is to render another.
+
+    Args:
+        checkpoint (`str`): as the user named it.
+        capture (`str`): likewise.
+        advice (`str`): what to do about it.
+    """
+    if capture == "sample" or resolve_checkpoint(checkpoint) != bundled_checkpoint():
+        return
+    if "fitted to" in (known := bundled_scores()):
+        message = f"The bundled checkpoint is fitted to {known['fitted to']} and renders no other scene"
+        warnings.warn(f"{message}: {advice}.", stacklevel=3)
 
 
 def load_pipeline(checkpoint: str, device: str = "auto", dtype: str = "float32") -> KaleidoViewSynthesisPipeline:

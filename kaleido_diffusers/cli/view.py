@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..bundled import bundled_checkpoint, bundled_scores, resolve_checkpoint
+from ..bundled import checkpoint_for
 from ..demo.viewer import LOOPBACK, MOST_REFERENCES, LiveScene, Viewer
-from .loading import CaptureOptions, load_pipeline
+from .loading import CaptureOptions, load_pipeline, warn_of_fitted
 
 
 __all__ = ["View"]
@@ -67,9 +67,6 @@ class View:
 
     def _checkpoint(self) -> str:
         if self.checkpoint is None:
-            return "kaleido-tiny" if self.capture == "sample" else "kaleido-tiny-objects"
-        fitted = resolve_checkpoint(self.checkpoint) == bundled_checkpoint()
-        if fitted and self.capture != "sample" and "fitted to" in (known := bundled_scores()):
-            message = f"The bundled checkpoint is fitted to {known['fitted to']} and renders no other scene"
-            warnings.warn(f"{message}: leave --checkpoint out, or pass your own.", stacklevel=2)
+            return checkpoint_for(self.capture == "sample")
+        warn_of_fitted(self.checkpoint, self.capture, "leave --checkpoint out, or pass your own")
         return self.checkpoint

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import PIL.Image
 
+from ..bundled import checkpoint_for
 from ..data.images import tensor_to_image
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 from .captures import Capture, load_sample, load_uploads
@@ -20,7 +21,6 @@ from .views import Plan, Result, Wish, generate, plan_views, write_files
 __all__ = ["AUTO", "DemoApp"]
 
 AUTO = "auto"  # the checkpoint that is fitted to the sample capture for it, the other one for all else
-_OF_SAMPLE, _OF_OTHERS = "kaleido-tiny", "kaleido-tiny-objects"
 _SHOWN = 512  # pixels a side at least of what is compared: browsers would show it as small as it is
 
 
@@ -55,7 +55,7 @@ class DemoApp:
         """The pipeline for the sample capture, or for other ones; loaded when it is first asked for."""
         name = self._checkpoint
         if name == AUTO:
-            name = _OF_SAMPLE if is_sample else _OF_OTHERS
+            name = checkpoint_for(is_sample)
         with self._loading:
             if name not in self._pipelines:
                 self._pipelines[name] = self._load(name)
@@ -74,9 +74,9 @@ class DemoApp:
             return f"This page runs {Path(self._checkpoint).name}: views of {side} x {side} pixels."
         return (
             f"No large Kaleido is public, so this page runs two tiny ones: views are small ({side} x {side} pixels)"
-            f" and soft. The sample capture goes to {_OF_SAMPLE}, which knows that one scene. Your own photos go to"
-            f" {_OF_OTHERS}, which has learnt about plain solids on plain grounds, not about photos: expect coloured"
-            " shapes about where things stand."
+            f" and soft. The sample capture goes to {checkpoint_for(True)}, which knows that one scene. Your own"
+            f" photos go to {checkpoint_for(False)}, which has learnt about plain solids on plain grounds, not about"
+            " photos: expect coloured shapes about where things stand."
         )
 
     def begin(self, key: str) -> None:

@@ -16,8 +16,9 @@ from ..data.export import write_video
 from ..data.images import fit_cameras
 from ..data.scene import Scene
 from ..data.view_sampling import choose_references
-from ..pipeline_kaleido import KaleidoViewSynthesisPipeline, SceneMemory
+from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..trajectories import focus_point, keyframes, up_direction
+from ..view_memory import SceneMemory
 
 
 __all__ = ["LOOPBACK", "MOST_REFERENCES", "LiveScene", "Viewer"]
@@ -93,21 +94,18 @@ class LiveScene:
         """
 
         def after_step(pipe, step, _timestep, _tensors):
-            if not on_step(step + 1, pipe.num_timesteps):
-                raise _Stopped  # at once: an interrupted pipeline would go through all that is left
+            pipe._interrupt = not on_step(step + 1, pipe.num_timesteps)
             return {}
 
-        try:
-            out = self.pipe(
-                memory=self._encoded(),
-                target_poses=cameras,
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                generator=torch.Generator().manual_seed(self.seed),
-                callback_on_step_end=after_step,
-            )
-        except _Stopped:
-            self.pipe.maybe_free_model_hooks()
+        out = self.pipe(
+            memory=self._encoded(),
+            target_poses=cameras,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=torch.Generator().manual_seed(self.seed),
+            callback_on_step_end=after_step,
+        )
+        if self.pipe.interrupt:
             return None
         if len(cameras) == 1:
             self._after_view = out.memory
@@ -135,10 +133,6 @@ class LiveScene:
                 images, given, camera_scale=scale, **options
             )
         return self.memory
-
-
-class _Stopped(Exception):
-    """The view is not wanted any more."""
 
 
 class Viewer:

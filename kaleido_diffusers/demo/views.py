@@ -18,7 +18,7 @@ from ..data.view_sampling import choose_references
 from ..evaluation.baselines import reference_distances
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
 from .captures import Capture
-from .limits import Limits, Progress, Stopped, in_background
+from .limits import Limits, Progress, in_background
 
 
 __all__ = ["FREE", "HELD_OUT", "PATHS", "Plan", "Result", "Wish", "generate", "plan_views", "write_files"]
@@ -136,24 +136,21 @@ def _best(capture: Capture, targets: Cameras) -> list[int]:
 
 
 def _path(cameras: Cameras, references: int, wish: Wish) -> Cameras:
-    # one photo does not tell how far away its scene is; one unit is as good as any
-    focus = {"focus": cameras.centers[0] + cameras.forward[0]} if len(cameras) == 1 else {}
     if wish.path == FREE:
-        return _free_camera(cameras, wish, focus)
+        return _free_camera(cameras, wish)
     if wish.path == "keyframes":
         if len(cameras) == 1:
             raise ValueError("A path through the photos needs at least two of them: choose another path.")
         cameras = cameras[choose_references(cameras, max(2, references), range(len(cameras)))]
-    if wish.path not in trajectories.ABOUT_FOCUS:
-        focus = {}
-    return trajectories.PATHS[wish.path](cameras, num_views=int(wish.views), **focus)
+    return trajectories.camera_path(wish.path, cameras, int(wish.views))
 
 
-def _free_camera(cameras: Cameras, wish: Wish, focus: dict) -> Cameras:
-    about = focus.get("focus", trajectories.focus_point(cameras))
+def _free_camera(cameras: Cameras, wish: Wish) -> Cameras:
+    focus = trajectories.lone_focus(cameras)
+    about = trajectories.focus_point(cameras) if focus is None else focus
     radius = wish.distance * float((cameras.centers - about).norm(dim=-1).median())
     arc = {"degrees": float(wish.azimuth), "elevation": float(wish.elevation), "radius": radius}
-    camera = trajectories.orbit(cameras, num_views=2, **arc, **focus)[1:]
+    camera = trajectories.orbit(cameras, num_views=2, **arc, focus=focus)[1:]
     intrinsics = camera.intrinsics.clone()
     intrinsics[:, :2, :2] *= wish.zoom
     return Cameras(camera.world_from_camera, intrinsics, camera.image_sizes)
@@ -172,8 +169,9 @@ def generate(
     def work(report) -> None:
         def after_step(pipe, step: int, _timestep, tensors: dict) -> dict:
             nonlocal result
-            if cancelled.is_set():  # `pipe._interrupt` would still encode every group that is left
-                raise Stopped
+            if cancelled.is_set():
+                pipe._interrupt = True
+                return {}
             steps = pipe.num_timesteps // groups
             group, done = step // steps + 1, step % steps + 1
             news = None
@@ -199,10 +197,7 @@ def generate(
         )
 
     yield Progress(f"Looking at {len(plan.references)} reference photos")
-    try:
-        yield from in_background(work, cancelled)
-    except Stopped:
-        pass
+    yield from in_background(work, cancelled)
     done = f"{len(result.views)} of {len(plan.targets)} views"
     yield Progress(f"Stopped after {done}" if cancelled.is_set() else f"Done: {done}", 1, 1, result)
 
