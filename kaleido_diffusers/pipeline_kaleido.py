@@ -16,15 +16,16 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 import torch
+import torch.distributed as dist
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import AutoencoderKL, AutoencoderTiny
@@ -33,20 +34,22 @@ from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput, logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
-from .cameras import Cameras, SceneFrame, farthest_views, scene_frame, view_distances
+from .cameras import Cameras, farthest_views, scene_frame
 from .data.view_inputs import ViewInputs, prepare_view_inputs
 from .hub import push_folder
 from .lora import KaleidoLoraLoaderMixin
 from .reference_cache import KaleidoReferenceCache
 from .scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from .transformer_kaleido import KaleidoTransformer3DModel
+from .view_memory import SceneMemory, ViewGeometry, ViewMemory
 
 
-__all__ = ["KaleidoViewSynthesisPipeline", "KaleidoViewSynthesisPipelineOutput", "SceneMemory"]
+__all__ = ["KaleidoViewSynthesisPipeline", "KaleidoViewSynthesisPipelineOutput"]
 
 logger = logging.get_logger(__name__)  # pylint: disable=invalid-name
 
 GENERATION_ORDERS = ("given", "nearest", "anchors")
+JOINS_MEMORY = ("all", "first", "none")
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -77,139 +80,6 @@ class KaleidoViewSynthesisPipelineOutput(BaseOutput):
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
     memory: "SceneMemory | None" = None
-
-
-class ViewGeometry(NamedTuple):
-    """Where and when views are, in the normalised scene. Leading dimensions [B, V]."""
-
-    poses: torch.Tensor | None
-    intrinsics: torch.Tensor | None
-    times: torch.Tensor | None
-
-    def take(self, views: torch.Tensor | Sequence[int] | slice) -> "ViewGeometry":
-        """Some of the views: the same of each row, or `views` `[B, K]`, a choice for each."""
-        if torch.is_tensor(views):
-            views = (torch.arange(len(views)).unsqueeze(-1), views)
-            return ViewGeometry(*(None if x is None else x[views] for x in self))
-        return ViewGeometry(*(None if x is None else x[:, views] for x in self))
-
-    def row(self, index: int) -> "ViewGeometry":
-        """One row, its dimension kept."""
-        return ViewGeometry(*(None if x is None else x[index : index + 1] for x in self))
-
-    def to(self, device: torch.device) -> "ViewGeometry":
-        return ViewGeometry(*(None if x is None else x.to(device) for x in self))
-
-    def distances(self, other: "ViewGeometry") -> torch.Tensor:
-        """`[B, V, V']`, see [`view_distances`]."""
-        return view_distances(self.poses, other.poses, self.times, other.times)
-
-    @classmethod
-    def cat(cls, first: "ViewGeometry", second: "ViewGeometry") -> "ViewGeometry":
-        return cls(*(None if a is None else torch.cat([a, b], dim=1) for a, b in zip(first, second)))
-
-
-class ViewMemory:
-    """
-    What the targets of one scene may attend to: latents of all views known so far, on the CPU, and keys and values of
-    at most `max_views` of them.
-
-    Views are encoded when they are first recalled, as a group that attends to the views recalled with it; a view that
-    was left out meanwhile is encoded again.
-    """
-
-    def __init__(
-        self,
-        encode: Callable[[torch.Tensor, ViewGeometry, KaleidoReferenceCache], None],
-        latents: torch.Tensor,  # [1, N, C, h, w]
-        geometry: ViewGeometry,
-        max_views: int | None,
-    ):
-        self._encode = encode
-        self._max_views = max_views
-        self._latents, self._geometry = latents.cpu(), geometry
-        self._group_sizes = [latents.shape[1]]
-        self._cache, self._cached = KaleidoReferenceCache(), []
-
-    def __len__(self) -> int:
-        return self._latents.shape[1]
-
-    @property
-    def overflows(self) -> bool:
-        """Whether there are more views than are recalled at once, so that targets decide which."""
-        return self._max_views is not None and len(self) > self._max_views
-
-    def add(self, latents: torch.Tensor, geometry: ViewGeometry) -> None:
-        """Takes a group of generated views `[1, g, C, h, w]` into the memory."""
-        self._latents = torch.cat([self._latents, latents.cpu()], dim=1)
-        self._geometry = ViewGeometry.cat(self._geometry, geometry)
-        self._group_sizes.append(latents.shape[1])
-
-    def fork(self) -> "ViewMemory":
-        """A memory that starts out the same and goes its own way."""
-        other = ViewMemory(self._encode, self._latents, self._geometry, self._max_views)
-        other._group_sizes = list(self._group_sizes)
-        other._cache = self._cache.select(range(len(self._cache)))
-        other._cached = list(self._cached)
-        return other
-
-    def recall(self, targets: ViewGeometry | None = None) -> KaleidoReferenceCache:
-        """Keys and values of all views, or of the `max_views` nearest to any of `targets`."""
-        chosen = range(len(self))
-        if self.overflows:
-            nearest = self._geometry.distances(targets).amin(-1)[0].argsort(stable=True)
-            chosen = sorted(nearest[: self._max_views].tolist())
-        kept = [place for place, view in enumerate(self._cached) if view in chosen]
-        if len(kept) < len(self._cached):
-            self._cache = self._cache.select(kept)
-            self._cached = [self._cached[place] for place in kept]
-        fresh = [view for view in chosen if view not in self._cached]
-        if fresh:
-            self._encode(self._latents[:, fresh], self._geometry.take(fresh), self._cache)
-            self._cached += fresh
-        return self._cache
-
-    def views(self) -> tuple[torch.Tensor, ViewGeometry, list[int]]:
-        """All latents `[1, n, C, h, w]`, their geometry, and their group numbers."""
-        groups = [number for number, size in enumerate(self._group_sizes) for _ in range(size)]
-        return self._latents, self._geometry, groups
-
-
-@dataclass(frozen=True, eq=False)
-class SceneMemory:
-    """
-    The references of one scene, encoded once for any number of calls: `pipe(memory=memory, target_poses=...)`. Made by
-    [`~KaleidoViewSynthesisPipeline.encode_references`]. A call leaves it as it is; its output has the memory with the
-    generated views.
-
-    Attributes:
-        pipeline ([`KaleidoViewSynthesisPipeline`]): the one that encoded it and can use it.
-        views ([`ViewMemory`]): latents of all views, keys and values.
-        height (`int`): of the views in pixels.
-        width (`int`): likewise.
-        frame ([`SceneFrame`], *optional*): frame and unit that the views were encoded in; `None` for video.
-        lens ([`Cameras`], *optional*): the first reference's camera at the size of the views.
-        start (`torch.Tensor` of shape `[1, 1]`, *optional*): seconds of the first reference; `None` for a still world.
-        max_memory_views (`int`, *optional*): most views that a group attends to.
-    """
-
-    pipeline: "KaleidoViewSynthesisPipeline" = field(repr=False)
-    views: ViewMemory = field(repr=False)
-    height: int
-    width: int
-    frame: SceneFrame | None = None
-    lens: Cameras | None = None
-    start: torch.Tensor | None = None
-    max_memory_views: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def place(self, inputs: ViewInputs) -> ViewGeometry:
-        """Views in the frame, unit and time of this memory, float32."""
-        poses = None if self.frame is None else self.frame.normalize(inputs.poses).float()
-        intrinsics = None if inputs.intrinsics is None else inputs.intrinsics.float()
-        return ViewGeometry(poses, intrinsics, None if self.start is None else (inputs.times - self.start).float())
 
 
 class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
@@ -317,6 +187,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         views_per_group: int,
         max_memory_views: int | None,
         generation_order: str,
+        joins_memory: str,
         num_samples: int,
         use_reference_cache: bool,
         callback_on_step_end_tensor_inputs: list[str],
@@ -330,6 +201,8 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
         if generation_order not in GENERATION_ORDERS:
             raise ValueError(f"`generation_order` must be one of {GENERATION_ORDERS}, got {generation_order!r}.")
+        if joins_memory not in JOINS_MEMORY:
+            raise ValueError(f"`joins_memory` must be one of {JOINS_MEMORY}, got {joins_memory!r}.")
         counts = {"views_per_group": views_per_group, "num_samples": num_samples}
         if max_memory_views is not None:
             counts["max_memory_views"] = max_memory_views
@@ -439,7 +312,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         """
         sample_size = self.transformer.config.sample_size * self.vae_scale_factor
         height, width = height or sample_size, width or sample_size
-        self.check_inputs(height, width, "pil", 1, max_memory_views, "given", 1, True, [])
+        self.check_inputs(height, width, "pil", 1, max_memory_views, "given", "all", 1, True, [])
         if images is None or (hasattr(images, "__len__") and not len(images)):
             raise ValueError("`images` must hold at least one reference, got none.")
         # The inputs of a call have targets, and here are none yet: the first reference stands in for them.
@@ -513,6 +386,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         max_memory_views: int | None = None,
         generation_order: Literal["given", "nearest", "anchors"] = "given",
         camera_scale: float = 1.0,
+        joins_memory: Literal["all", "first", "none"] = "all",
         num_samples: int = 1,
         use_reference_cache: bool = True,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -523,6 +397,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
         memory: SceneMemory | None = None,
+        share_groups: bool = False,
     ) -> KaleidoViewSynthesisPipelineOutput | tuple:
         r"""
         Generates target views from reference views.
@@ -569,6 +444,11 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
                 `"given"`, `"nearest"` to the known views first, or `"anchors"`: a spread group, then the nearest.
             camera_scale (`float`, defaults to `1.0`):
                 Multiplies camera translations after they were normalised.
+            joins_memory (`str`, defaults to `"all"`):
+                Which generated views later groups attend to, along with the references: `"all"`, those of the
+                `"first"` group (with the order `"anchors"` the two passes of Stable Virtual Camera, arXiv 2503.14489:
+                a group spread over the targets, then all others given these), or `"none"`. But for `"all"`, groups
+                after the first do not depend on each other.
             num_samples (`int`, defaults to `1`):
                 Samples of each target. Samples go separate ways: each has a memory of its own.
             use_reference_cache (`bool`, defaults to `True`):
@@ -622,10 +502,13 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             views_per_group,
             max_memory_views,
             generation_order,
+            joins_memory,
             num_samples,
             use_reference_cache,
             callback_on_step_end_tensor_inputs,
         )
+        if share_groups:
+            self._check_sharing(joins_memory, generator, latents)
         if memory is not None and target_poses is not None and not isinstance(target_poses, Cameras):
             target_intrinsics = memory.lens.intrinsics[0]
         inputs = prepare_view_inputs(
@@ -675,6 +558,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         targets = ViewGeometry(*(x if x is None else x.repeat_interleave(num_samples, dim=0) for x in targets))
 
         # 4. Generate group by group
+        process, num_processes = (dist.get_rank(), dist.get_world_size()) if share_groups else (0, 1)
         rows = torch.arange(len(order)).unsqueeze(-1)
         groups = order.split(views_per_group, dim=1)
         steps = len(self._set_timesteps(num_inference_steps, sigmas, views_per_group, latent_size))
@@ -686,6 +570,10 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             for number, group in enumerate(groups):
                 if self.interrupt:  # groups that are not reached stay grey
                     break
+                joins = joins_memory == "all" or joins_memory == "first" and number == 0
+                if not joins and number % num_processes != process:
+                    progress_bar.update(steps)
+                    continue
                 geometry = targets.take(group)
                 self._set_timesteps(num_inference_steps, sigmas, group.shape[1], latent_size)
                 views = self._denoise(
@@ -698,9 +586,15 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
                     callback_on_step_end,
                     callback_on_step_end_tensor_inputs,
                 )
-                for row, view_memory in enumerate(memories):
+                for row, view_memory in enumerate(memories if joins else []):
                     view_memory.add(views[row : row + 1], geometry.row(row))
+                if joins and process:  # the first process returns what all of them have made
+                    continue
                 outputs[rows, group] = (views if output_type == "latent" else self.decode_latents(views)).float().cpu()
+        if share_groups:
+            outputs = outputs.to(device)
+            dist.all_reduce(outputs)
+            outputs = outputs.cpu()
 
         # 5. Return in the order asked for
         self._current_timestep = None
@@ -711,6 +605,18 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             return (images,)
         grown = replace(memory, views=memories[0]) if memory is not None and num_samples == 1 else None
         return KaleidoViewSynthesisPipelineOutput(images=images, memory=grown)
+
+    @staticmethod
+    def _check_sharing(joins_memory: str, generator, latents: torch.Tensor | None) -> None:
+        """Raises `ValueError` where groups cannot be shared out."""
+        if not (dist.is_available() and dist.is_initialized()):
+            raise ValueError("`share_groups` needs the processes of `torch.distributed`, such as `torchrun` starts.")
+        if joins_memory == "all":
+            raise ValueError(
+                "`share_groups` needs groups that do not depend on each other: pass `joins_memory='first'` or 'none'."
+            )
+        if generator is None and latents is None:
+            raise ValueError("`share_groups` needs the same noise in all processes: pass `generator` or `latents`.")
 
     def _check_memory(self, memory: SceneMemory, height, width, target_poses, target_times, given: dict) -> None:
         """Raises `ValueError` for a memory of another pipeline, and for arguments that do not go with a memory."""

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback, in memory: as much of its protocol as `huggingface_hub` needs for models.
+"""A Hugging Face Hub on loopback, in memory: as much of its protocol as `huggingface_hub` needs.
 
 Large files travel under another host name than the API, as they do on the Hub, and the token must not go there.
 """
@@ -164,6 +164,13 @@ class Handler(BaseHTTPRequestHandler):
             raise Answer(404, error=f"Invalid rev id: {revision}", code="RevisionNotFound")
         return sha, repo.commits[sha]
 
+    def _whoami(self):
+        user = self._user()
+        if user is None:
+            raise Answer(401, error="Invalid username or password.")
+        token = {"displayName": "test", "role": "write"}
+        raise Answer(200, {"type": "user", "name": user, "orgs": [], "auth": {"accessToken": token}})
+
     # ------------------------------------------------------------------------------------------------ repositories
 
     def _create(self):
@@ -290,17 +297,19 @@ def is_large(path: str) -> bool:
 
 
 NAME = r"(?P<name>[\w.-]+/[\w.-]+)"
+KIND = "/api/(?:models|spaces)"
 ROUTES = [
+    ("GET", "/api/whoami-v2", "_whoami"),
     ("POST", "/api/repos/create", "_create"),
     ("POST", "/api/validate-yaml", "_validate"),
-    ("GET", f"/api/models/{NAME}", "_info"),
-    ("GET", f"/api/models/{NAME}/revision/(?P<revision>.+)", "_info"),
-    ("GET", f"/api/models/{NAME}/tree/(?P<revision>[^/]+)/?", "_tree"),
-    ("POST", f"/api/models/{NAME}/branch/(?P<revision>.+)", "_branch"),
-    ("POST", f"/api/models/{NAME}/preupload/(?P<revision>.+)", "_preupload"),
-    ("POST", f"/api/models/{NAME}/commit/(?P<revision>.+)", "_commit"),
-    ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", "_batch"),
-    ("GET HEAD", f"/{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "_resolve"),
+    ("GET", f"{KIND}/{NAME}", "_info"),
+    ("GET", f"{KIND}/{NAME}/revision/(?P<revision>.+)", "_info"),
+    ("GET", f"{KIND}/{NAME}/tree/(?P<revision>[^/]+)/?", "_tree"),
+    ("POST", f"{KIND}/{NAME}/branch/(?P<revision>.+)", "_branch"),
+    ("POST", f"{KIND}/{NAME}/preupload/(?P<revision>.+)", "_preupload"),
+    ("POST", f"{KIND}/{NAME}/commit/(?P<revision>.+)", "_commit"),
+    ("POST", rf"(?:/spaces)?/{NAME}\.git/info/lfs/objects/batch", "_batch"),
+    ("GET HEAD", f"(?:/spaces)?/{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "_resolve"),
 ]
 
 

@@ -1,27 +1,43 @@
-"""The README and the pages of docs/ are true: their Python runs, their commands are understood, their files exist."""
+"""The README and the pages of docs/ are true: their commands and their Python run, their files exist."""
 
+import os
 import re
 import shlex
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from functools import cache
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 import tyro
-from conftest import make_pipeline
+from conftest import SHARED, make_pipeline
 from hub_server import HubServer, client
+from test_warm_start import make_lumina2
 
-from kaleido_diffusers import cli
+from kaleido_diffusers import cli, load_scene, sample_capture
+from kaleido_diffusers.data.images import tensor_to_image
 
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.name: page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
-BEFORE = {  # commands that make what the Python of a page needs; what a page says of training takes minutes
-    "finetuning.md": ["kaleido lora sample --output runs/my-scene --steps 2 --batch 1 --views 4 --denoising-steps 1"],
-    "conversion.md": ["kaleido push my-kaleido you/kaleido-garden"],
+SHORTER = {  # the same commands in seconds: the last of two equal options counts
+    "kaleido render": "--views 2 --steps 1",
+    "kaleido lora": "--steps 2 --batch 1 --views 4 --denoising-steps 1",
+    "kaleido shard": "--scenes 3 --views 10 --size 16 --samples 1",
+    "kaleido train": "--steps 2 --size 16 --scenes 8 --render-samples 1 --validation-scenes 1 --no-compile",
+    "kaleido evaluate": "--scenes 2 --steps 1",
+    "python examples/overfit_capture.py": "--minutes 0.01 --layers 1 --heads 1 --batch 1 --views 4",
+    "python conversion/warm_start.py": "--sample-size 8",
+    "python benchmarks/variants.py": "--steps 1 --references 1",
+    "python benchmarks/warm_start.py": "--worlds 34 --donor-steps 1 --steps 1 --evaluations 1 --batch 1 --seeds 0",
 }
-QUICK = ("kaleido convert", "kaleido info")  # commands of such pages that are run, too
+HAS_PHOTOS = (SHARED / "captures/kermit").exists()
+SERVERS = {"kaleido demo": r"serving on (http://\S+)", "kaleido view": r"open (http://\S+) in a browser"}
 
 
 @cache
@@ -29,46 +45,141 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGES[page].read_text(), re.DOTALL)
 
 
-def commands(page: str) -> list[list[str]]:
-    """The words of each command, of the code blocks and of the text."""
-    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    lines += re.findall(r"`((?:kaleido|python) [^`\n]+)`", PAGES[page].read_text())
+def words_of(lines: list[str]) -> list[list[str]]:
     words = [shlex.split(line, comments=True) for line in lines]
     return [line for line in words if line]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
-def test_the_python_runs(page, tmp_path):
-    code = ["from kaleido_diffusers import cli"]
-    lines = [line for text in blocks(page, "bash") for line in text.splitlines() if line.startswith(QUICK)]
-    lines = [shlex.split(line, comments=True) for line in BEFORE.get(page, []) + lines]
-    code += [f"assert cli.main({words[1:]!r}) == 0" for words in lines]
-    make_pipeline().save_pretrained(tmp_path / "my-kaleido")
-    with HubServer() as server:
-        server.tokens = {"yours": "you"}
-        env = client(server, tmp_path / "home", "yours")
-        text = "\n".join(code + blocks(page, "python"))
-        run = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+def block_commands(page: str) -> list[list[str]]:
+    """The words of each command of the code blocks."""
+    return words_of("\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines())
+
+
+def text_commands(page: str) -> list[list[str]]:
+    """Those of the text, but for verbs that it only speaks of."""
+    words = words_of(re.findall(r"`((?:kaleido|python) [^`\n]+)`", PAGES[page].read_text()))
+    return [line for line in words if len(line) > 2 or line == ["kaleido", "info"]]
+
+
+def furnish(folder: Path) -> Path:
+    """Puts everything into `folder` that commands speak of as the user's own."""
+    for name in ("my-kaleido", "CHECKPOINT", "FOLDER"):
+        make_pipeline().save_pretrained(folder / name)
+    for name in ("my-capture", "CAPTURE"):
+        shutil.copytree(sample_capture(), folder / name)
+    tensor_to_image(load_scene(sample_capture()).images[[0]][0]).save(folder / "photo.jpg")
+    for name in ("photos", "PHOTOS"):
+        if HAS_PHOTOS:
+            (folder / name).symlink_to(SHARED / "captures/kermit/images")
+    make_lumina2().save_pretrained(folder / "path/to/Lumina-Image-2.0/transformer")
+    return folder
+
+
+def as_run(words: list[str]) -> list[list[str]]:
+    """A documented command as it is run here: shorter, and by the user `you`; `make` by its recipe."""
+    words = [word.replace("NAME/", "you/") for word in words]
+    if words[0] == "make":
+        recipe = subprocess.run(["make", "--dry-run", words[1]], cwd=ROOT, capture_output=True, text=True, check=True)
+        commands = [[Path(line[0]).name, *line[1:]] for line in words_of(recipe.stdout.splitlines()) if line]
+        return [found for line in commands if line[0] == "kaleido" for found in as_run(line)]
+    if words[0] == "pip":
+        extra = re.fullmatch(r"\.\[(\w+)\]", words[2]).group(1)
+        assert extra in metadata("kaleido-diffusers").get_all("Provides-Extra")
+        return []
+    if words[:2] == ["kaleido", "poses"] and not HAS_PHOTOS:
+        return []
+    if "--help" in words:
+        return [words]
+    return [words + SHORTER.get(" ".join(words[:2]), "").split()]
+
+
+def serves(words: list[str]) -> bool:
+    return " ".join(words[:2]) in SERVERS and "--help" not in words
+
+
+DRIVER = f"""
+import os, runpy, shutil, subprocess, sys
+from pathlib import Path
+from kaleido_diffusers import cli
+
+def run(folder, words):
+    os.chdir(folder)
+    print("$", *words, flush=True)
+    if words[0] == "kaleido" and "--help" not in words:
+        assert cli.main(words[1:]) == 0
+    elif words[0] == "python":
+        script = Path({str(ROOT)!r}) / words[1]
+        sys.argv, sys.path[0] = words[1:], str(script.parent)
+        runpy.run_path(str(script), run_name="__main__")
+    else:
+        subprocess.run([Path(sys.executable).with_name(words[0]), *words[1:]], check=True)
+"""
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_commands_are_understood(page):
-    for words in commands(page):
-        program, arguments = words[0], words[1:]
-        if program == "kaleido":
-            if "--help" in arguments or len(arguments) == 1 and arguments[0] in cli.VERBS:
-                continue  # a verb that the text speaks of
-            tyro.extras.subcommand_cli_from_dict(cli.VERBS, args=arguments)
-        elif program == "python":
-            script = ROOT / arguments[0]
-            told = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, cwd=ROOT)
-            flags = [word for word in arguments if word.startswith("--")]
-            assert told.returncode == 0 and all(flag in told.stdout for flag in flags), (words, told.stderr)
-        elif program == "make":
-            assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+def test_commands_and_python_run(page, tmp_path):
+    code, mine = [DRIVER], furnish(tmp_path / "mine")
+    places = [(mine, words) for documented in block_commands(page) for words in as_run(documented)]
+    for number, documented in enumerate(text_commands(page)):
+        own = furnish(tmp_path / f"text{number}")
+        places += [(own, words) for words in as_run(documented)]
+    for folder, words in places:
+        if words[:2] in (["kaleido", "poses"], ["kaleido", "convert"]):  # which write no folder over
+            shutil.rmtree(folder / words[words.index("--output") + 1], ignore_errors=True)
+        if not serves(words):
+            code.append(f"run({str(folder)!r}, {words!r})")
+    for name in ("kaleido_diffusers", "examples"):
+        (mine / name).symlink_to(ROOT / name)  # `hf upload` is run from the repository's root
+    code += [f"os.chdir({str(mine)!r})", *blocks(page, "python")]
+    assert all(len(block.splitlines()) <= 20 for block in blocks(page, "python"))
+    with HubServer() as server:
+        server.tokens = {"yours": "you"}
+        env = client(server, tmp_path / "home", "yours") | {"PYTHONPATH": str(ROOT)}
+        run = subprocess.run([sys.executable, "-c", "\n".join(code)], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+    for folder, words in places:
+        if serves(words):
+            visit(folder, words)
+
+
+def visit(folder: Path, words: list[str]) -> None:
+    """Starts a command that serves a page, fetches the page, and ends the command as Ctrl-C would."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = ["--port", str(probe.getsockname()[1])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kaleido_diffusers.cli", *words[1:], *port],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells let background jobs ignore it
+    )
+    said = []
+    try:
+        for line in process.stdout:
+            said.append(line)
+            if found := re.search(SERVERS[" ".join(words[:2])], line):
+                page = urllib.request.urlopen(found.group(1), timeout=60).read()
+                assert b"<html" in page.lower()
+                break
         else:
-            assert program in ("pip", "hf"), f"{page}: {' '.join(words)}"
+            raise AssertionError("".join(said))
+        process.send_signal(signal.SIGINT)
+        said.append(process.communicate(timeout=60)[0])
+        assert process.returncode == 0, "".join(said)
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_documented_commands_are_understood_as_they_stand(page):
+    for words in block_commands(page) + text_commands(page):
+        if words[0] == "kaleido" and "--help" not in words:
+            tyro.extras.subcommand_cli_from_dict(cli.VERBS, args=words[1:])
+        elif words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES)

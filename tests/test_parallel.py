@@ -2,8 +2,13 @@
 
 import os
 import socket
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import torch
 import torch.distributed as dist
 from conftest import make_model, make_pipeline
@@ -75,3 +80,59 @@ def test_tokens_split_over_two_ranks(tmp_path):
     for result in on_two_ranks(tmp_path, context_parallel):
         for ours, alone in zip(result, expected, strict=True):
             torch.testing.assert_close(ours, alone, rtol=1e-5, atol=1e-5)
+
+
+def flight(pipe, **options) -> torch.Tensor:
+    poses = torch.eye(4).repeat(12, 1, 1)
+    poses[:, 0, 3] = torch.arange(12)
+    photos = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(0)
+    known = {"fov": 60, "num_inference_steps": 2, "views_per_group": 2, "output_type": "pt", "generator": generator}
+    return pipe(photos, poses, generation_order="anchors", **known, **options).images
+
+
+def shared_groups(rank: int):
+    pipe, group_sizes = make_pipeline(), []
+
+    def after_step(_pipe, _step, _timestep, tensors):
+        group_sizes.append(tensors["latents"].shape[1])
+        return {}
+
+    results = []
+    for joins in ("first", "none"):
+        group_sizes.clear()
+        views = flight(pipe, joins_memory=joins, share_groups=True, callback_on_step_end=after_step)
+        results.append((views, list(group_sizes)))
+    return results
+
+
+def test_groups_that_do_not_depend_on_each_other_are_shared_out(tmp_path):
+    first, second = on_two_ranks(tmp_path, shared_groups)
+    for joins, mine, theirs in zip(("first", "none"), first, second, strict=True):
+        alone = flight(make_pipeline(), joins_memory=joins)
+        for views, _ in (mine, theirs):
+            torch.testing.assert_close(views, alone, rtol=1e-6, atol=1e-6)
+    # Nine targets in groups of two, two steps each: both ranks make the first group where the others attend to it
+    assert [sizes for _, sizes in first] == [[2] * 4 + [1] * 2, [2] * 4 + [1] * 2]
+    assert [sizes for _, sizes in second] == [[2] * 6, [2] * 4]
+
+
+def test_render_over_two_processes_writes_what_one_writes(tmp_path):
+    make_pipeline().save_pretrained(tmp_path / "pipeline")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518"]
+    words = ["-m", "kaleido_diffusers.cli", "render", "sample", "--checkpoint", "pipeline", "--targets", "none"]
+    words += ["--trajectory", "orbit", "--views", "9", "--steps", "2", "--export", "transforms"]
+    words += ["--generation-order", "anchors", "--joins-memory"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    run = partial(subprocess.run, cwd=tmp_path, env=env, capture_output=True, text=True)
+    one = run([sys.executable, *words, "first", "--output", "one"])
+    assert one.returncode == 0, one.stderr
+    two = run([*launch, *words, "first", "--output", "two"])
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.replace("two/", "one/") == one.stdout  # said once
+    frames = [sorted((tmp_path / name).glob("*/images/*.png")) for name in ("one", "two")]
+    assert len(frames[0]) == 6 + 9 and [x.name for x in frames[0]] == [x.name for x in frames[1]]
+    for ours, theirs in zip(*([np.asarray(PIL.Image.open(x), int) for x in each] for each in frames)):
+        assert abs(ours - theirs).max() <= 1
+    refused = run([*launch, *words, "all", "--output", "three"])
+    assert refused.returncode != 0 and "groups wait for each other" in refused.stderr

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
 
 from kaleido_diffusers import Cameras, KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
-from kaleido_diffusers.pipeline_kaleido import ViewGeometry
+from kaleido_diffusers.view_memory import ViewGeometry
 
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -70,6 +70,23 @@ def test_results_come_in_the_order_of_the_targets(solver):
     )
     all_at_once = generate(pipe, images, cameras[:3], cameras[3:], latents=noise, views_per_group=4)
     torch.testing.assert_close(permuted, all_at_once[permutation], **CLOSE)
+
+
+@pytest.mark.parametrize("joins_memory", ["all", "first", "none"])
+def test_groups_attend_to_the_views_that_join_the_memory(pipe, joins_memory):
+    images, cameras = make_inputs(num_targets=6)
+    noise = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def changed(group: int) -> list[bool]:
+        """Which of the three groups come out otherwise when the noise of one does."""
+        other = noise.clone()
+        other[2 * group] += 1.0
+        options = {"views_per_group": 2, "joins_memory": joins_memory, "max_memory_views": 7}
+        views, others = (generate(pipe, images, cameras, latents=start, **options) for start in (noise, other))
+        return [not torch.equal(a, b) for a, b in zip(views.split(2), others.split(2))]
+
+    assert changed(0) == [True, joins_memory != "none", joins_memory != "none"]
+    assert changed(1) == [False, True, joins_memory == "all"]
 
 
 def test_generated_views_join_the_memory(pipe):
@@ -637,6 +654,8 @@ def test_a_memory_is_of_one_scene_and_not_empty(pipe):
         ({"height": 9}, "multiples of 4"),
         ({"output_type": "jpeg"}, "`output_type`"),
         ({"generation_order": "random"}, "`generation_order`"),
+        ({"joins_memory": "some"}, "`joins_memory`"),
+        ({"joins_memory": "first", "share_groups": True}, "needs the processes of `torch.distributed`"),
         ({"views_per_group": 0}, "`views_per_group` must be a positive"),
         ({"max_memory_views": 0}, "`max_memory_views` must be a positive"),
         ({"max_memory_views": 2, "use_reference_cache": False}, "needs the reference cache"),

@@ -124,7 +124,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path, rates):
     """Data parallel over gloo on the CPU. Muon orthogonalises in bfloat16, which makes much of the last bit of a
     gradient (1.7e-5 after 5 steps at a rate of 0.02), hence its gentle rate here."""
     options = {"steps": 6, "save_every": 100, "data": ("object", "video"), **rates}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
     single = [sys.executable]
     losses = {}
@@ -139,7 +139,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path, rates):
 
 
 def test_two_processes_stop_at_the_same_step_when_time_is_over(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518", "-m"]
     options = {"steps": 100_000, "save_every": 100_000, "validate_every": 5, "max_minutes": 0.05}
     command += ["kaleido_diffusers.cli", *arguments(tmp_path, **options)]

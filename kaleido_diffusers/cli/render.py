@@ -1,6 +1,5 @@
 """`kaleido render`: new views of a capture."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
+from accelerate import PartialState
 
-from ..bundled import bundled_checkpoint, bundled_scores, resolve_checkpoint
 from ..cameras import Cameras
 from ..data.export import write_capture, write_colmap, write_video
 from ..data.images import fit_cameras, tensor_to_image
@@ -20,8 +19,8 @@ from ..evaluation.baselines import nearest_reference
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
 from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
-from ..trajectories import ABOUT_FOCUS, PATHS
-from .loading import CaptureOptions, load_pipeline
+from ..trajectories import PATHS, camera_path
+from .loading import CaptureOptions, load_pipeline, warn_of_fitted
 
 
 __all__ = ["Render"]
@@ -63,6 +62,9 @@ class Render:
     """Most views that a group attends to; all when not given."""
     generation_order: Literal["given", "nearest", "anchors"] = "given"
     """Order in which targets are generated."""
+    joins_memory: Literal["all", "first", "none"] = "all"
+    """Generated views that later groups attend to: all, those of the first group alone, or none. Without `all`,
+    several processes (`torchrun`) share the groups out."""
     seed: int = 0
     """Seed of the noise."""
     capture_options: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
@@ -85,10 +87,7 @@ class Render:
             raise ValueError("--export writes a fly-through: pass --trajectory.")
         if self.trajectory == "none" and (self.targets == "none" or is_photo(self.capture)):
             raise ValueError("There is nothing to render: pass --targets or --trajectory.")
-        is_default = resolve_checkpoint(self.checkpoint) == bundled_checkpoint()
-        if is_default and self.capture != "sample" and "fitted to" in (known := bundled_scores()):
-            message = f"The bundled checkpoint is fitted to {known['fitted to']} and renders no other scene"
-            warnings.warn(f"{message}: pass --checkpoint.", stacklevel=2)
+        warn_of_fitted(self.checkpoint, self.capture, "pass --checkpoint")
         if is_photo(self.capture):
             scene = photo_scene(self.capture, self.fov)
             targets, references, path = [], [0], self._path(scene, [0])
@@ -97,8 +96,15 @@ class Render:
             targets, references, path = self._views(scene)
         if self.export != "none" and self._export_folder(scene).exists():
             raise FileExistsError(f"{self._export_folder(scene)} exists already: it is not written over.")
+        on_cpu = self.device == "cpu" or not torch.accelerator.is_available()
+        processes = PartialState(cpu=on_cpu)  # before the pipeline: it decides what `cuda` is
+        if processes.num_processes > 1 and self.joins_memory == "all":
+            raise ValueError(
+                "With --joins-memory all, groups wait for each other: give several processes `first` or `none`."
+            )
         pipe = self._pipeline()
-        print(f"{scene.name}: {len(scene)} photos; references {references}; targets {targets or 'none'}")
+        pipe.set_progress_bar_config(disable=not processes.is_main_process)
+        processes.print(f"{scene.name}: {len(scene)} photos; references {references}; targets {targets or 'none'}")
         self.output.mkdir(parents=True, exist_ok=True)
         written = []
         if targets:
@@ -138,11 +144,7 @@ class Render:
         if self.trajectory == "none":
             return None
         cameras = scene.cameras[references] if self.trajectory == "keyframes" else scene.cameras
-        options = {}
-        if len(scene) == 1 and self.trajectory in ABOUT_FOCUS:
-            # one photo does not tell how far away its scene is; one unit is as good as any
-            options["focus"] = scene.cameras.centers[0] + scene.cameras.forward[0]
-        return PATHS[self.trajectory](cameras, num_views=self.views, **options)
+        return camera_path(self.trajectory, cameras, self.views)
 
     def _pipeline(self) -> KaleidoViewSynthesisPipeline:
         pipe = load_pipeline(self.checkpoint, self.device, self.dtype)
@@ -166,12 +168,16 @@ class Render:
             views_per_group=self.views_per_group,
             max_memory_views=self.max_memory_views,
             generation_order=self.generation_order,
+            joins_memory=self.joins_memory,
+            share_groups=PartialState().num_processes > 1,
             generator=torch.Generator().manual_seed(self.seed),
             output_type="pt",
         ).images
 
     def _render_photos(self, pipe, scene: Scene, references, targets) -> list[Path]:
         generated = self._generate(pipe, scene, references, scene.cameras[targets])
+        if not PartialState().is_main_process:
+            return []
         truth, target_cameras = scene.fitted(targets, *generated.shape[-2:])
         given, cameras = scene.fitted(references, *generated.shape[-2:])
         nearest = nearest_reference(given, cameras, target_cameras)
@@ -200,6 +206,8 @@ class Render:
 
     def _render_path(self, pipe, scene: Scene, references, path: Cameras) -> list[Path]:
         views = self._generate(pipe, scene, references, path)
+        if not PartialState().is_main_process:
+            return []
         frames = [tensor_to_image(view) for view in views]
         file = self.output / f"{scene.name}_{self.trajectory}.mp4"
         try:

@@ -55,6 +55,7 @@ class Trainer:
     def __init__(self, config: TrainConfig):
         self.config = config
         self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else processes without accelerators would not know each other
             mixed_precision=config.mixed_precision,
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=str(config.output),
