@@ -1,19 +1,25 @@
 """Quality against model calls: solvers, time shifts, guidance and step caches, on unseen synthetic worlds.
 
     python benchmarks/few_steps.py --lpips lpips_alex.pth
-    python benchmarks/few_steps.py --solvers euler --shifts 4 --steps 25 --step-caches 0.02 0.05 0.1 --lpips ...
+    python benchmarks/few_steps.py --solvers euler --shifts 4 --steps 25 --first-block-caches 0.02 0.1 --lpips ...
 
 PSNR alone would choose one blurred step; LPIPS and gradient energy (the true views' is 1) say what is lost.
 """
 
+import io
+import json
 import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
-from diffusers import FirstBlockCacheConfig
+from diffusers import FirstBlockCacheConfig, MagCacheConfig
 from measuring import show
 from tqdm.auto import tqdm
 
@@ -24,7 +30,7 @@ from kaleido_diffusers.evaluation.protocol import evaluate, synthetic_cases
 
 
 COLUMNS = {
-    "solver": "", "shift": "g", "guidance": "g", "step cache": "g", "steps": "d", "calls": "d", "psnr": ".2f",
+    "solver": "", "shift": "g", "guidance": "g", "step cache": "", "steps": "d", "calls": "d", "psnr": ".2f",
     "lpips": ".3f", "gradient_energy": ".2f", "seconds a view": ".2f",
 }  # fmt: skip
 
@@ -41,8 +47,10 @@ class Config:
     """Numbers of steps."""
     guidance_scales: tuple[float, ...] = (1.0,)
     """Classifier-free guidance."""
-    step_caches: tuple[float, ...] = (0.0,)
-    """Thresholds of diffusers' FirstBlockCache; 0 for none."""
+    first_block_caches: tuple[float, ...] = ()
+    """Thresholds of diffusers' FirstBlockCache, each in place of computing every step."""
+    mag_caches: tuple[float, ...] = ()
+    """Thresholds of diffusers' MagCache, calibrated on the first world."""
     worlds: int = 40
     """Object-level worlds of the test split, two views each."""
     max_solids: int = 2
@@ -62,25 +70,42 @@ def main(config: Config) -> None:
     size = pipe.transformer.config.sample_size
     worlds = (config.worlds, size, "object", "test", config.references, 1.0, config.max_solids)
     cases, rows = list(synthetic_cases(*worlds)), []
-    combinations = product(config.solvers, config.shifts, config.guidance_scales, config.step_caches, config.steps)
-    for solver, shift, guidance, threshold, steps in tqdm(list(combinations)):
+    caches = [("first block", threshold) for threshold in config.first_block_caches]
+    caches += [("MagCache", threshold) for threshold in config.mag_caches]
+    combinations = product(config.solvers, config.shifts, config.guidance_scales, caches or [None], config.steps)
+    for solver, shift, guidance, cache, steps in tqdm(list(combinations)):
         changes = {"solver": solver, "shift": shift, "use_dynamic_shifting": False}
         pipe.scheduler = RectifiedFlowViewScheduler.from_config(pipe.scheduler.config, **changes)
-        if threshold:
-            pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
         options = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
+        run = partial(evaluate, num_references=[config.references], baselines=False, views_per_group=1, **options)
+        if cache:
+            settings = step_cache(*cache, steps, partial(run, pipe, cases[:1], lpips=None), pipe.transformer)
+            pipe.transformer.enable_cache(settings)
         timed = Timed(pipe)
-        result = evaluate(timed, cases, [config.references], lpips, baselines=False, views_per_group=1, **options)
-        if threshold:
+        result = run(timed, cases, lpips=lpips)
+        if cache:
             pipe.transformer.disable_cache()
         scores = result.summary()[0]
-        row = {"solver": solver, "shift": shift, "guidance": guidance, "step cache": threshold, "steps": steps}
+        row = {"solver": solver, "shift": shift, "guidance": guidance, "steps": steps}
+        row["step cache"] = " ".join(map(str, cache)) if cache else ""
         row |= {
             "calls": 2 * steps - 1 if solver == "heun" else steps,
             "seconds a view": timed.seconds / scores["views"],
         }
         rows.append({**row, **{key: scores[key] for key in ("psnr", "lpips", "gradient_energy")}})
     show(rows, COLUMNS, config.output)
+
+
+def step_cache(kind: str, threshold: float, steps: int, one_world: Callable, transformer) -> Any:
+    """Settings of a step cache; MagCache prints how much the blocks change from step to step when it calibrates."""
+    if kind == "first block":
+        return FirstBlockCacheConfig(threshold=threshold)
+    transformer.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=steps))
+    with redirect_stdout(io.StringIO()) as said:
+        one_world()
+    transformer.disable_cache()
+    ratios = json.loads(next(line for line in said.getvalue().splitlines() if line.startswith("[1.0")))
+    return MagCacheConfig(threshold=threshold, num_inference_steps=steps, mag_ratios=ratios)
 
 
 class Timed:

@@ -36,6 +36,17 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / best_seconds(lambda: matrix @ matrix, 5, device)
 
 
+def share_of_products(call: Callable[[], object], device: torch.device) -> float:
+    """Share of the time of `call` that torch spends in matrix products and attention."""
+    with torch.profiler.profile() as profiler:
+        call()
+    events = [event for event in profiler.key_averages() if event.device_type == torch.autograd.DeviceType.CPU]
+    own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    times = {event.key: getattr(event, own) for event in events}
+    products = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product", "aten::_flash")
+    return sum(value for name, value in times.items() if name.startswith(products)) / sum(times.values())
+
+
 def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

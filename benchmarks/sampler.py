@@ -1,5 +1,5 @@
 """Speed and memory of the sampler with random weights: operations counted, seconds, the share of this machine's
-matrix-product peak, and peak memory.
+matrix-product peak, the share of the time in matrix products and attention, and peak memory.
 
     python benchmarks/sampler.py                                             # cached against uncached, on the CPU
     python benchmarks/sampler.py --references 1 4 16 64 --paths cached
@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 import tyro
-from measuring import best_seconds, peak_memory, peak_rate, reset_peak_memory, show
+from measuring import best_seconds, peak_memory, peak_rate, reset_peak_memory, share_of_products, show
 
 from kaleido_diffusers import KaleidoTransformer3DModel, KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
 from kaleido_diffusers.operations import sampling_operations
@@ -28,7 +28,7 @@ from kaleido_diffusers.operations import sampling_operations
 COLUMNS = {
     "preset": "", "pattern": "", "backend": "", "dtype": "", "references": "d", "targets": "d", "path": "",
     "TFLOP": ".2f", "seconds": ".2f", "seconds a view": ".2f", "GFLOP/s": ".0f", "of the peak": ".0%",
-    "uncached / cached": "", "by counting": "", "GiB": ".2f",
+    "in products": ".0%", "uncached / cached": "", "by counting": "", "GiB": ".2f",
 }  # fmt: skip
 
 
@@ -134,6 +134,7 @@ def measure(config: Config, pipe: KaleidoViewSynthesisPipeline, known: dict, dev
         row = {**known, "path": path, "TFLOP": operations / 1e12, "seconds": seconds}
         row |= {"seconds a view": seconds / known["targets"], "GFLOP/s": operations / seconds / 1e9}
         row |= {"of the peak": operations / seconds / peak, "GiB": peak_memory(device) / 2**30}
+        row["in products"] = share_of_products(partial(sample, cached, min(config.steps, 3)), device)
         rows.append({**row, "uncached / cached": "", "by counting": ""})
     if len(rows) == 2:
         ratio, counted = (rows[0][key] / rows[1][key] for key in ("seconds", "TFLOP"))

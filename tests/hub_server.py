@@ -24,6 +24,7 @@ def git_oid(content: bytes) -> str:
 @dataclass
 class Repo:
     private: bool
+    is_space: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # commit -> path -> content
     branches: dict[str, str] = field(default_factory=dict)
 
@@ -183,7 +184,9 @@ class Handler(BaseHTTPRequestHandler):
             raise Answer(403, error=f"You don't have the rights to create a model under the namespace {owner}")
         if name in self.server.repos:
             raise Answer(409, {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"})
-        repo = self.server.repos[name] = Repo(private=body.get("visibility") == "private")
+        repo = self.server.repos[name] = Repo(
+            private=body.get("visibility") == "private", is_space=body.get("type") == "space"
+        )
         repo.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"})
         raise Answer(200, {"url": f"{self.server.url}/{name}"})
 

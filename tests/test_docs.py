@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from configparser import ConfigParser
 from functools import cache
-from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,6 @@ from hub_server import HubServer, client
 from test_warm_start import make_lumina2
 
 from kaleido_diffusers import cli, load_scene, sample_capture
-from kaleido_diffusers.data.images import tensor_to_image
 
 
 ROOT = Path(__file__).parents[1]
@@ -31,9 +30,10 @@ SHORTER = {  # the same commands in seconds: the last of two equal options count
     "kaleido shard": "--scenes 3 --views 10 --size 16 --samples 1",
     "kaleido train": "--steps 2 --size 16 --scenes 8 --render-samples 1 --validation-scenes 1 --no-compile",
     "kaleido evaluate": "--scenes 2 --steps 1",
-    "python examples/overfit_capture.py": "--minutes 0.01 --layers 1 --heads 1 --batch 1 --views 4",
+    "python examples/overfit_capture.py": "--minutes 0.01 --layers 1 --heads 2 --batch 1 --views 4",
     "python conversion/warm_start.py": "--sample-size 8",
     "python benchmarks/variants.py": "--steps 1 --references 1",
+    "torchrun --nproc-per-node": "--views 2 --steps 1",
     "python benchmarks/warm_start.py": "--worlds 34 --donor-steps 1 --steps 1 --evaluations 1 --batch 1 --seeds 0",
 }
 HAS_PHOTOS = (SHARED / "captures/kermit").exists()
@@ -67,7 +67,7 @@ def furnish(folder: Path) -> Path:
         make_pipeline().save_pretrained(folder / name)
     for name in ("my-capture", "CAPTURE"):
         shutil.copytree(sample_capture(), folder / name)
-    tensor_to_image(load_scene(sample_capture()).images[[0]][0]).save(folder / "photo.jpg")
+    load_scene(sample_capture()).images[0].convert("RGB").save(folder / "photo.jpg")
     for name in ("photos", "PHOTOS"):
         if HAS_PHOTOS:
             (folder / name).symlink_to(SHARED / "captures/kermit/images")
@@ -84,7 +84,9 @@ def as_run(words: list[str]) -> list[list[str]]:
         return [found for line in commands if line[0] == "kaleido" for found in as_run(line)]
     if words[0] == "pip":
         extra = re.fullmatch(r"\.\[(\w+)\]", words[2]).group(1)
-        assert extra in metadata("kaleido-diffusers").get_all("Provides-Extra")
+        setup = ConfigParser()
+        setup.read(ROOT / "setup.cfg")
+        assert extra in setup["options.extras_require"]
         return []
     if words[:2] == ["kaleido", "poses"] and not HAS_PHOTOS:
         return []
@@ -112,7 +114,9 @@ def run(folder, words):
         sys.argv, sys.path[0] = words[1:], str(script.parent)
         runpy.run_path(str(script), run_name="__main__")
     else:
-        subprocess.run([Path(sys.executable).with_name(words[0]), *words[1:]], check=True)
+        module = [sys.executable, "-m", "kaleido_diffusers.cli"]
+        program = module if words[0] == "kaleido" else [Path(sys.executable).with_name(words[0])]
+        subprocess.run(program + words[1:], check=True)
 """
 
 
@@ -136,7 +140,11 @@ def test_commands_and_python_run(page, tmp_path):
         server.tokens = {"yours": "you"}
         env = client(server, tmp_path / "home", "yours") | {"PYTHONPATH": str(ROOT)}
         run = subprocess.run([sys.executable, "-c", "\n".join(code)], env=env, capture_output=True, text=True)
+        spaces = [sorted(repo.commits[repo.branches["main"]]) for repo in server.repos.values() if repo.is_space]
     assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+    for files in spaces:
+        assert {"app.py", "README.md", "requirements.txt", "kaleido_diffusers/__init__.py"} <= set(files)
+    assert len(spaces) == (page == "serving.md")
     for folder, words in places:
         if serves(words):
             visit(folder, words)

@@ -472,6 +472,41 @@ def test_offloading_hooks(pipe):
     torch.testing.assert_close(generate(model, images, cameras), expected)
 
 
+def test_a_transformer_spread_by_a_device_map(pipe, tmp_path):
+    """The CPU and the disk stand in for two devices: accelerate moves what a block needs to where it runs."""
+    expected = generate(pipe, *make_inputs())
+    pipe.transformer.save_pretrained(tmp_path / "model")
+    blocks = {f"transformer_blocks.{index}": "disk" if index else "cpu" for index in range(3)}
+    others = {name: "cpu" for name, _ in pipe.transformer.named_children() if name != "transformer_blocks"}
+    parameters = {name: "cpu" for name, _ in pipe.transformer.named_parameters(recurse=False)}
+    spread = type(pipe.transformer).from_pretrained(
+        tmp_path / "model", device_map=blocks | others | parameters, offload_folder=tmp_path / "offload"
+    )
+    assert spread.transformer_blocks[2].attn.to_q.weight.is_meta, "on the disk"
+    other = KaleidoViewSynthesisPipeline(spread, pipe.scheduler)
+    torch.testing.assert_close(generate(other, *make_inputs()), expected)
+
+
+def test_views_decode_one_by_one_and_in_tiles():
+    pipe = make_pipeline("velocity", make_vae("kl"), in_channels=4)
+    sizes = []
+    pipe.vae.decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
+    images, cameras = make_inputs()
+    options = {"height": 32, "width": 48, "views_per_group": 5}
+    expected = generate(pipe, images, cameras, **options)
+    assert sizes == [(5, 4, 16, 24)]
+    sizes.clear()
+    pipe.vae.enable_slicing()
+    torch.testing.assert_close(generate(pipe, images, cameras, **options), expected)
+    assert sizes == [(1, 4, 16, 24)] * 5
+    sizes.clear()
+    pipe.vae.enable_tiling()
+    pipe.vae.tile_latent_min_size, pipe.vae.tile_sample_min_size = 16, 32
+    tiled = generate(pipe, images, cameras, **options)
+    assert tiled.shape == expected.shape and max(max(size[2:]) for size in sizes) == 16
+    assert (tiled - expected).abs().mean() < 0.1
+
+
 # References that are encoded once
 
 

@@ -13,8 +13,10 @@ class Train(TrainConfig):
     def run(self) -> None:
         from ..training.loop import Trainer  # accelerate and the trackers load when they are needed
 
-        pipeline = Trainer(self).train()
-        print(f"wrote {pipeline}, {self.output / 'log.jsonl'}")
+        trainer = Trainer(self)
+        pipeline = trainer.train()
+        if trainer.is_main:
+            print(f"wrote {pipeline}, {self.output / 'log.jsonl'}")
 
 
 Train.__doc__ = TrainConfig.__doc__
