@@ -3,12 +3,16 @@ views drift, with and without a little noise on the views that the memory takes 
 
     python benchmarks/rollout.py --lpips lpips_alex.pth
 
-The three references stand within 30 degrees, so most of the orbit is made from views that were themselves made.
+The three references stand within 30 degrees, so most of the orbit is made from views that were themselves made. Where
+the first group alone joins the memory, its views are spread over the orbit, and made first; seconds and memory are by
+the order in which views are made, scores by their place on the orbit.
 """
 
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import torch
@@ -24,7 +28,8 @@ from kaleido_diffusers.evaluation.report import contact_sheet
 
 
 COLUMNS = {
-    "memory": "d", "noise": "g", "views": "", "CPU seconds a view": ".3f", "GiB": ".2f", "psnr": ".2f", "lpips": ".3f"
+    "memory": "d", "joins": "", "noise": "g", "views": "", "CPU seconds a view": ".3f", "GiB": ".2f", "psnr": ".2f",
+    "lpips": ".3f",
 }  # fmt: skip
 
 
@@ -47,6 +52,8 @@ class Config:
     """Views of the orbit."""
     memory_views: tuple[int, ...] = (12,)
     """Bounds of the memory; 0 for none."""
+    joins_memory: tuple[Literal["all", "first"], ...] = ("all", "first")
+    """Generated views that later groups attend to: all, or a first group spread over the orbit."""
     noises: tuple[float, ...] = (0.0, 0.05)
     """Sigmas of the noise on the memory."""
     world: int = 0
@@ -82,29 +89,30 @@ def main(config: Config) -> None:
 
     # ------------------------------------------------------------------------------------------------ runs
     rows, pictures, curves = [], {"truth": truth[:: config.views // 8]}, {}
-    for bound in config.memory_views:
-        for pipe.memory_noise in config.noises:
-            name, clock = f"memory {bound or 'all'}, noise {pipe.memory_noise:g}", Clock(config)
-            views = pipe(
-                given,
-                near,
-                orbit,
-                num_inference_steps=config.steps,
-                guidance_scale=config.guidance_scale,
-                max_memory_views=bound or None,
-                generator=torch.Generator().manual_seed(0),
-                output_type="pt",
-                callback_on_step_end=lambda _pipe, step, _timestep, tensors, clock=clock: clock(step, tensors),
-            ).images
-            pictures[name], curves[name] = views[:: config.views // 8], []
-            for number, (seconds, memory) in enumerate(clock.windows):
-                part = slice(number * config.window, (number + 1) * config.window)
-                row = {"memory": bound, "noise": pipe.memory_noise, "views": f"{part.start + 1} to {part.stop}"}
-                row |= {"CPU seconds a view": seconds, "GiB": memory / 2**30}
-                row |= {"psnr": psnr(views[part], truth[part]).mean().item()}
-                row |= {"lpips": float("nan") if lpips is None else lpips(views[part], truth[part]).mean().item()}
-                curves[name].append(row)
-            rows += curves[name]
+    for bound, joins, pipe.memory_noise in product(config.memory_views, config.joins_memory, config.noises):
+        name, clock = f"memory {bound or 'all'}, {joins} joins, noise {pipe.memory_noise:g}", Clock(config)
+        views = pipe(
+            given,
+            near,
+            orbit,
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance_scale,
+            max_memory_views=bound or None,
+            joins_memory=joins,
+            generation_order="given" if joins == "all" else "anchors",
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+            callback_on_step_end=lambda _pipe, step, _timestep, tensors, clock=clock: clock(step, tensors),
+        ).images
+        pictures[name], curves[name] = views[:: config.views // 8], []
+        for number, (seconds, memory) in enumerate(clock.windows):
+            part = slice(number * config.window, (number + 1) * config.window)
+            row = {"memory": bound, "joins": joins, "noise": pipe.memory_noise}
+            row |= {"views": f"{part.start + 1} to {part.stop}", "CPU seconds a view": seconds, "GiB": memory / 2**30}
+            row |= {"psnr": psnr(views[part], truth[part]).mean().item()}
+            row |= {"lpips": float("nan") if lpips is None else lpips(views[part], truth[part]).mean().item()}
+            curves[name].append(row)
+        rows += curves[name]
     config.output.mkdir(parents=True, exist_ok=True)
     contact_sheet(given, pictures, tile=96).save(config.output / "views.png")
     plot(curves, config)

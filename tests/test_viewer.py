@@ -435,14 +435,6 @@ def test_the_command_of_the_docs_serves_until_interrupted(tmp_path):
         process.kill()
 
 
-def test_the_python_of_the_docs_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    assert len(block.splitlines()) < 15
-    exec(compile(block, "docs/viewing.md", "exec"), {})
-    assert PIL.Image.open("new_view.png").size == (64, 64)
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
