@@ -3,7 +3,7 @@ steps of the teacher do (piecewise rectified flow, PeRFlow, arXiv 2405.07510), o
 
     kaleido shard --data object --max-solids 2 --scenes 2000 --output worlds
     python examples/distill_few_steps.py --data worlds --minutes 30 --output runs/four-steps
-    python benchmarks/few_steps.py --checkpoint runs/four-steps/pipeline --solvers euler --shifts 4 --steps 4
+    python benchmarks/few_steps.py --checkpoint runs/four-steps/pipeline --solvers euler --shifts 2 --steps 4
 """
 
 from collections.abc import Sequence
@@ -46,6 +46,7 @@ class Distillation(Trainer):
         self.recipe = config
         teacher = KaleidoTransformer3DModel.from_pretrained(config.teacher, subfolder="transformer")
         self.teacher = teacher.to(self.accelerator.device).eval().requires_grad_(False)
+        self.scheduler = RectifiedFlowViewScheduler.from_config(self.scheduler.config, solver="euler")  # the student's
         schedule = RectifiedFlowViewScheduler.from_config(self.scheduler.config)
         schedule.set_timesteps(config.windows * config.teacher_steps)
         self.sigmas = schedule.sigmas  # falls from 1 to 0; every `teacher_steps`th is a step of the student

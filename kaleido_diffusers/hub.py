@@ -122,8 +122,8 @@ def model_card(
 def update_card(card: ModelCard, fresh: ModelCard) -> ModelCard:
     """
     Brings a card up to date, in place, and returns it. Metadata that it lacks is filled in and tags are joined. Its
-    marked parts become those of `fresh`; a card without marks gets the parts whose headings it does not have, at its
-    end.
+    marked parts become those of `fresh`, but for the licence where `fresh` has none; a card without marks gets the
+    parts whose headings it does not have, at its end.
 
     Args:
         card (`ModelCard`): as someone may have written it.
@@ -134,6 +134,8 @@ def update_card(card: ModelCard, fresh: ModelCard) -> ModelCard:
             card.data[key] = value
     card.data["tags"] = list(dict.fromkeys([*card.data.get("tags", ()), *fresh.data.tags]))
     parts = {found["mark"]: found for found in _MARKED.finditer(fresh.text)}
+    if card.data.get("license") and not fresh.data.get("license"):
+        parts.pop("licence", None)  # what the card says of its licence is more than nothing
 
     def renewed(old: re.Match) -> str:
         return (old["heading"] or "") + parts[old["mark"]]["block"] if old["mark"] in parts else old[0]

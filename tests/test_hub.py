@@ -178,6 +178,7 @@ def test_hand_written_parts_stay(pipes):
     expected = {"pipeline_tag": "image-to-video", "license": "mit", "doi": "10/1", "library_name": "diffusers"}
     assert card.data.to_dict() == {**expected, "tags": ["mine", "kaleido", "novel-view-synthesis"]}
     assert str(update_card(ModelCard(str(card)), model_card(pipes[0], "alice/other", license="mit"))) == str(card)
+    assert str(update_card(ModelCard(str(card)), model_card(pipes[0], "alice/other"))) == str(card), "licence kept"
 
     own = ModelCard("---\nlicense: mit\n---\n\n# Mine\n\n## Scores\n\nGood.\n")
     text = update_card(own, model_card(pipes[0], "alice/scene", license="mit")).text
