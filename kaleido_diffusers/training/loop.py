@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast, set_seed
 from diffusers.training_utils import EMAModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -60,6 +60,10 @@ class Trainer:
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=str(config.output),
         )
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError(
+                "Sharded training (FSDP) is not supported yet: averages and checkpoints need whole weights."
+            )
         self.is_main = self.accelerator.is_main_process
         config.output.mkdir(parents=True, exist_ok=True)
         self.checkpoint = latest_checkpoint(config.output)
