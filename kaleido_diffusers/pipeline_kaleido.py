@@ -126,6 +126,11 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_resize=False)
 
     @property
+    def default_sample_size(self) -> int:
+        """Height and width of views in pixels where none are asked for."""
+        return self.transformer.config.sample_size * self.vae_scale_factor
+
+    @property
     def guidance_scale(self) -> float:
         return self._guidance_scale
 
@@ -310,8 +315,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         Returns:
             [`SceneMemory`]: of this pipeline, while its weights, adapters and device stay as they are.
         """
-        sample_size = self.transformer.config.sample_size * self.vae_scale_factor
-        height, width = height or sample_size, width or sample_size
+        height, width = height or self.default_sample_size, width or self.default_sample_size
         self.check_inputs(height, width, "pil", 1, max_memory_views, "given", "all", 1, True, [])
         if images is None or (hasattr(images, "__len__") and not len(images)):
             raise ValueError("`images` must hold at least one reference, got none.")
@@ -493,8 +497,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             given |= {"camera_scale": None if camera_scale == 1.0 else camera_scale}
             self._check_memory(memory, height, width, target_poses, target_times, given)
             height, width, max_memory_views = memory.height, memory.width, memory.max_memory_views
-        sample_size = self.transformer.config.sample_size * self.vae_scale_factor
-        height, width = height or sample_size, width or sample_size
+        height, width = height or self.default_sample_size, width or self.default_sample_size
         self.check_inputs(
             height,
             width,

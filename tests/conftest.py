@@ -1,4 +1,11 @@
 import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -133,3 +140,47 @@ def found(image: torch.Tensor, near: torch.Tensor, reach: float) -> torch.Tensor
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     weight = image[0] * ((x - near[0]).square() + (y - near[1]).square() < reach**2)
     return torch.stack([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
+
+
+def free_port() -> int:
+    """Of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def torchrun() -> list[str]:
+    """The front of a command line that runs a module or a script in two processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return [*launch, "--master-port", str(free_port())]
+
+
+@contextmanager
+def served_command(
+    arguments: Sequence[str], announced: str, cwd: Path | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """The address of a page that a command of `kaleido` serves, the group of `announced` in what it prints, and all
+    that it says. Ends it as Ctrl-C would, and checks that it ends well."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kaleido_diffusers.cli", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells let background jobs ignore it
+    )
+    said = []
+    try:
+        for line in process.stdout:
+            said.append(line)
+            if found := re.search(announced, line):
+                yield found.group(1), said
+                break
+        else:
+            raise AssertionError("".join(said))
+        process.send_signal(signal.SIGINT)
+        said.append(process.communicate(timeout=60)[0])
+        assert process.returncode == 0 and "Traceback" not in said[-1], "".join(said)
+    finally:
+        process.kill()

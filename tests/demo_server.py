@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from conftest import free_port
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,7 @@ class Server:
 @contextmanager
 def demo_server(folder: Path, *options: str, command: tuple[str, ...] | None = None, cwd=None) -> Iterator[Server]:
     """Serves on a free port of this machine; ends it as Ctrl-C would, and checks that it leaves no files."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     temporary = folder / "temporary"
     temporary.mkdir(parents=True)
     log = folder / "server.log"

@@ -1,11 +1,8 @@
 """The README and the pages of docs/ are true: their commands and their Python run, their files exist."""
 
-import os
 import re
 import shlex
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -15,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tyro
-from conftest import SHARED, make_pipeline
+from conftest import SHARED, free_port, make_pipeline, served_command
 from hub_server import HubServer, client
 from test_warm_start import make_lumina2
 
@@ -147,38 +144,9 @@ def test_commands_and_python_run(page, tmp_path):
     assert len(spaces) == (page == "serving.md")
     for folder, words in places:
         if serves(words):
-            visit(folder, words)
-
-
-def visit(folder: Path, words: list[str]) -> None:
-    """Starts a command that serves a page, fetches the page, and ends the command as Ctrl-C would."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = ["--port", str(probe.getsockname()[1])]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kaleido_diffusers.cli", *words[1:], *port],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells let background jobs ignore it
-    )
-    said = []
-    try:
-        for line in process.stdout:
-            said.append(line)
-            if found := re.search(SERVERS[" ".join(words[:2])], line):
-                page = urllib.request.urlopen(found.group(1), timeout=60).read()
-                assert b"<html" in page.lower()
-                break
-        else:
-            raise AssertionError("".join(said))
-        process.send_signal(signal.SIGINT)
-        said.append(process.communicate(timeout=60)[0])
-        assert process.returncode == 0, "".join(said)
-    finally:
-        process.kill()
+            announced = SERVERS[" ".join(words[:2])]
+            with served_command([*words[1:], "--port", str(free_port())], announced, folder) as (url, _):
+                assert b"<html" in urllib.request.urlopen(url, timeout=60).read().lower()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,7 +1,6 @@
 """Several devices by diffusers' own engines, on processes of this machine: the results are those of one."""
 
 import os
-import socket
 import subprocess
 import sys
 from functools import partial
@@ -11,7 +10,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.distributed as dist
-from conftest import make_model, make_pipeline
+from conftest import free_port, make_model, make_pipeline, torchrun
 from diffusers import ContextParallelConfig
 
 
@@ -28,9 +27,7 @@ def start(rank: int, world_size: int, port: int, folder: str, work) -> None:
 
 def on_two_ranks(folder: Path, work) -> list:
     """What `work(rank)` returns on each of two gloo ranks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     torch.multiprocessing.spawn(start, (2, port, str(folder), work), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
@@ -119,7 +116,6 @@ def test_groups_that_do_not_depend_on_each_other_are_shared_out(tmp_path):
 
 def test_render_over_two_processes_writes_what_one_writes(tmp_path):
     make_pipeline().save_pretrained(tmp_path / "pipeline")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518"]
     words = ["-m", "kaleido_diffusers.cli", "render", "sample", "--checkpoint", "pipeline", "--targets", "none"]
     words += ["--trajectory", "orbit", "--views", "9", "--steps", "2", "--export", "transforms"]
     words += ["--generation-order", "anchors", "--joins-memory"]
@@ -127,12 +123,12 @@ def test_render_over_two_processes_writes_what_one_writes(tmp_path):
     run = partial(subprocess.run, cwd=tmp_path, env=env, capture_output=True, text=True)
     one = run([sys.executable, *words, "first", "--output", "one"])
     assert one.returncode == 0, one.stderr
-    two = run([*launch, *words, "first", "--output", "two"])
+    two = run([*torchrun(), *words, "first", "--output", "two"])
     assert two.returncode == 0, two.stderr
     assert two.stdout.replace("two/", "one/") == one.stdout  # said once
     frames = [sorted((tmp_path / name).glob("*/images/*.png")) for name in ("one", "two")]
     assert len(frames[0]) == 6 + 9 and [x.name for x in frames[0]] == [x.name for x in frames[1]]
     for ours, theirs in zip(*([np.asarray(PIL.Image.open(x), int) for x in each] for each in frames)):
         assert abs(ours - theirs).max() <= 1
-    refused = run([*launch, *words, "all", "--output", "three"])
+    refused = run([*torchrun(), *words, "all", "--output", "three"])
     assert refused.returncode != 0 and "groups wait for each other" in refused.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import make_pipeline
+from conftest import make_pipeline, torchrun
 from safetensors.torch import load_file
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler, sample_capture
@@ -125,10 +125,8 @@ def test_two_processes_have_the_losses_of_one(tmp_path, rates):
     gradient (1.7e-5 after 5 steps at a rate of 0.02), hence its gentle rate here."""
     options = {"steps": 6, "save_every": 100, "data": ("object", "video"), **rates}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
-    single = [sys.executable]
     losses = {}
-    for name, front in (("two", launch), ("one", single)):
+    for name, front in (("two", torchrun()), ("one", [sys.executable])):
         command = [*front, "-m", "kaleido_diffusers.cli", *arguments(tmp_path / name, **options)]
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-3000:]
@@ -140,9 +138,8 @@ def test_two_processes_have_the_losses_of_one(tmp_path, rates):
 
 def test_two_processes_stop_at_the_same_step_when_time_is_over(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518", "-m"]
     options = {"steps": 100_000, "save_every": 100_000, "validate_every": 5, "max_minutes": 0.05}
-    command += ["kaleido_diffusers.cli", *arguments(tmp_path, **options)]
+    command = [*torchrun(), "-m", "kaleido_diffusers.cli", *arguments(tmp_path, **options)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr[-3000:]
     assert latest_checkpoint(tmp_path) is not None

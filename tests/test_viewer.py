@@ -2,8 +2,6 @@
 
 import io
 import re
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,7 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import random_poses
+from conftest import random_poses, served_command
 from torch.utils.flop_counter import FlopCounterMode
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, cli, load_scene, sample_capture
@@ -408,31 +406,13 @@ def test_one_reference_has_the_capture_for_its_unit(pipe, scene):
 def test_the_command_of_the_docs_serves_until_interrupted(tmp_path):
     command = re.search(r"^kaleido (view sample)\b", DOCS.read_text(), re.MULTILINE).group(1)
     arguments = [*command.split(), "--port", "0", "--references", "3", "--steps", "1", "--output", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kaleido_diffusers.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells let background jobs ignore it
-    )
-    try:
-        url = None
-        for line in process.stdout:
-            if found := re.match(r"open (http://127\.0\.0\.1:\d+) in a browser", line):
-                url = found.group(1)
-                break
-        assert url is not None, process.stderr.read()
+    with served_command(arguments, r"^open (http://127\.0\.0\.1:\d+) in a browser") as (url, said):
         assert b"<html" in urllib.request.urlopen(url, timeout=PATIENCE).read()
         browser = Browser(url)
         browser.move_to("/references/0")
         browser.until_view()
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0 and "closed" in out
-        assert "Traceback" not in err
-        browser.close()
-    finally:
-        process.kill()
+    browser.close()
+    assert "closed" in said[-1]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class Evaluate:
 
     def run(self) -> None:
         pipe = None if self.checkpoint == "none" else load_pipeline(self.checkpoint, self.device)
-        size = self.size or (64 if pipe is None else pipe.transformer.config.sample_size * pipe.vae_scale_factor)
+        size = self.size or (64 if pipe is None else pipe.default_sample_size)
         most = max(self.references)
         if self.data in ("test", "validation"):
             worlds = (self.scenes, size, self.level, self.data, most, self.spread, self.max_solids)

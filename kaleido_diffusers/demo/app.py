@@ -64,8 +64,7 @@ class DemoApp:
 
     def side(self, is_sample: bool) -> int:
         """Pixels a side of the views."""
-        pipe = self.pipeline(is_sample)
-        return pipe.transformer.config.sample_size * pipe.vae_scale_factor
+        return self.pipeline(is_sample).default_sample_size
 
     def expectation(self) -> str:
         """What visitors may expect of the checkpoint."""

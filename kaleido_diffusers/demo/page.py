@@ -14,7 +14,7 @@ from .captures import UPLOADED
 from .limits import Progress
 from .plot import describe, space_figure
 from .texts import HEADER, footer, sentence, status
-from .views import FREE, HELD_OUT, PATHS, Wish
+from .views import FREE, FREE_BOUNDS, HELD_OUT, PATHS, Wish
 
 
 __all__ = ["build_page"]
@@ -97,10 +97,10 @@ class _Page:
             1, most, min(like.views, most), step=1, label="Views on the path", elem_id="views-count"
         )
         with gr.Group(visible=False) as self.free:
-            self.azimuth = gr.Slider(-180, 180, like.azimuth, step=1, label="Around (degrees)")
-            self.elevation = gr.Slider(-85, 85, like.elevation, step=1, label="Up (degrees)")
-            self.distance = gr.Slider(0.2, 4, like.distance, step=0.05, label="Distance (photos: 1)")
-            self.zoom = gr.Slider(0.25, 4, like.zoom, step=0.05, label="Zoom (first photo: 1)")
+            self.azimuth = gr.Slider(*FREE_BOUNDS["azimuth"], like.azimuth, step=1, label="Around (degrees)")
+            self.elevation = gr.Slider(*FREE_BOUNDS["elevation"], like.elevation, step=1, label="Up (degrees)")
+            self.distance = gr.Slider(*FREE_BOUNDS["distance"], like.distance, step=0.05, label="Distance (photos: 1)")
+            self.zoom = gr.Slider(*FREE_BOUNDS["zoom"], like.zoom, step=0.05, label="Zoom (first photo: 1)")
         with gr.Accordion("More settings", open=False):
             most = limits.references
             self.references = gr.Slider(1, most, min(like.references, most), step=1, label="Reference photos")

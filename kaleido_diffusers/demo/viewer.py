@@ -57,8 +57,7 @@ class LiveScene:
         seed: int = 0,
     ):
         self.pipe, self.scene, self.seed = pipe, scene, seed
-        side = pipe.transformer.config.sample_size * pipe.vae_scale_factor
-        self.height, self.width = height or side, width or side
+        self.height, self.width = height or pipe.default_sample_size, width or pipe.default_sample_size
         self.lens = fit_cameras(scene.cameras[:1], self.height, self.width)
         self.memory: SceneMemory | None = None  # None until a view asks for it
         self._of_references: SceneMemory | None = None
@@ -263,10 +262,14 @@ class Viewer:
     def _vertical_fov(self) -> float:
         return float(torch.deg2rad(self.live.lens.fov[0, 1]))
 
+    def _placed(self, pose: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """A pose `[4, 4]` in viser's world, and how far ahead of it the focus point is."""
+        placed = self._place.normalize(pose[None])[0]
+        return placed, float((-placed[:3, 3] @ placed[:3, 2]).clamp_min(0.2))
+
     def _line_of_sight(self, pose: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Position in viser's world, and a point ahead, as far as the focus point is."""
-        placed = self._place.normalize(pose[None])[0]
-        depth = (-placed[:3, 3] @ placed[:3, 2]).clamp_min(0.2)
+        placed, depth = self._placed(pose)
         return placed[:3, 3].numpy(), (placed[:3, 3] + depth * placed[:3, 2]).numpy()
 
     def _frustum(self, name: str, pose: torch.Tensor, lens: Cameras, image: PIL.Image.Image | None, color):
@@ -345,8 +348,7 @@ class Viewer:
 
     def _stand(self, pose: torch.Tensor, view: PIL.Image.Image) -> None:
         """Puts a view into space: a screen at the distance of the focus point, as large as it is seen from `pose`."""
-        placed = self._place.normalize(pose[None])[0]
-        depth = float((-placed[:3, 3] @ placed[:3, 2]).clamp_min(0.2))
+        placed, depth = self._placed(pose)
         height, width = self.live.lens.image_sizes[0].tolist()
         (fx, _, cx), (_, fy, cy), _ = self.live.lens.intrinsics[0].tolist()
         offset = depth * torch.tensor([(width / 2 - cx) / fx, (height / 2 - cy) / fy, 1.0], dtype=torch.float64)

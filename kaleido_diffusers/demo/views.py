@@ -21,10 +21,22 @@ from .captures import Capture
 from .limits import Limits, Progress, in_background
 
 
-__all__ = ["FREE", "HELD_OUT", "PATHS", "Plan", "Result", "Wish", "generate", "plan_views", "write_files"]
+__all__ = [
+    "FREE",
+    "FREE_BOUNDS",
+    "HELD_OUT",
+    "PATHS",
+    "Plan",
+    "Result",
+    "Wish",
+    "generate",
+    "plan_views",
+    "write_files",
+]
 
 HELD_OUT, FREE = "photos kept back", "one free camera"
 PATHS = (*trajectories.PATHS, HELD_OUT, FREE)
+FREE_BOUNDS = {"azimuth": (-180, 180), "elevation": (-85, 85), "distance": (0.2, 4), "zoom": (0.25, 4)}
 GROUP = 4  # views denoised together
 _FPS = 8.0
 
@@ -66,10 +78,7 @@ class Wish:
             "views": (1, limits.views),
             "references": (1, limits.references),
             "steps": (1, limits.steps),
-            "azimuth": (-180, 180),
-            "elevation": (-85, 85),
-            "distance": (0.2, 4),
-            "zoom": (0.25, 4),
+            **FREE_BOUNDS,
             "guidance": (0, 10),
             "seed": (0, 2**31 - 1),
         }
@@ -124,7 +133,7 @@ def plan_views(capture: Capture, wish: Wish, limits: Limits) -> Plan:
     count = min(int(wish.references), len(photos))
     targets = capture.cameras[truths] if truths else _path(capture.cameras, count, wish)
     references = choose_references(capture.cameras, count, photos, targets) if count > 1 else _best(capture, targets)
-    return Plan([photo for photo in references if photo in photos], targets, truths)
+    return Plan(references, targets, truths)
 
 
 def _best(capture: Capture, targets: Cameras) -> list[int]:
