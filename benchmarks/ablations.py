@@ -18,14 +18,14 @@ import torch
 import tyro
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline
-from kaleido_diffusers.data.samples import InMemory
-from kaleido_diffusers.data.shards import ShardSource
 from kaleido_diffusers.evaluation.protocol import evaluate, sample_case
 from kaleido_diffusers.evaluation.report import markdown_table
 from kaleido_diffusers.training.batches import StepBatches
 from kaleido_diffusers.training.config import ModelConfig, TrainConfig
 from kaleido_diffusers.training.loop import Trainer
 from kaleido_diffusers.training.objective import rectified_flow_loss
+from kaleido_diffusers.worlds.samples import InMemory
+from kaleido_diffusers.worlds.shards import ShardSource
 
 
 VARIANTS = {

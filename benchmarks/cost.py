@@ -12,8 +12,8 @@ from pathlib import Path
 import tyro
 from measuring import show
 
-from kaleido_diffusers.operations import sampling_operations
-from kaleido_diffusers.transformer_kaleido import KALEIDO_PRESETS, KaleidoTransformer3DModel
+from kaleido_diffusers.models.operations import sampling_operations
+from kaleido_diffusers.models.transformer_kaleido import KALEIDO_PRESETS, KaleidoTransformer3DModel
 
 
 COLUMNS = {

@@ -21,10 +21,10 @@ from measuring import peak_memory, reset_peak_memory, show
 
 from kaleido_diffusers import Cameras, KaleidoViewSynthesisPipeline, trajectories
 from kaleido_diffusers.cli.loading import load_pipeline
-from kaleido_diffusers.data.sources import SyntheticSource
-from kaleido_diffusers.data.synthetic import Worlds, make_worlds, render
 from kaleido_diffusers.evaluation.metrics import LPIPS, psnr
 from kaleido_diffusers.evaluation.report import contact_sheet
+from kaleido_diffusers.worlds.sources import SyntheticSource
+from kaleido_diffusers.worlds.synthetic import Worlds, make_worlds, render
 
 
 COLUMNS = {

@@ -22,7 +22,7 @@ import tyro
 from measuring import best_seconds, peak_memory, peak_rate, reset_peak_memory, share_of_products, show
 
 from kaleido_diffusers import KaleidoTransformer3DModel, KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
-from kaleido_diffusers.operations import sampling_operations
+from kaleido_diffusers.models.operations import sampling_operations
 
 
 COLUMNS = {

@@ -17,11 +17,11 @@ import tyro
 
 from kaleido_diffusers import KaleidoTransformer3DModel, KaleidoViewSynthesisPipeline, load_scene, sample_capture
 from kaleido_diffusers.bundled import resolve_checkpoint
-from kaleido_diffusers.cameras import scene_frame
 from kaleido_diffusers.cli.convert import Convert
-from kaleido_diffusers.data.view_sampling import split_views
 from kaleido_diffusers.evaluation.protocol import EvaluationCase, capture_case, evaluate
 from kaleido_diffusers.evaluation.report import markdown_table
+from kaleido_diffusers.geometry.cameras import scene_frame
+from kaleido_diffusers.geometry.choosing import split_views
 
 
 # What stays as it is in int8: small layers at the ends, and what is computed once a view.

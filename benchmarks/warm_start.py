@@ -17,14 +17,14 @@ import tyro
 from diffusers import Lumina2Transformer2DModel
 
 from kaleido_diffusers import KaleidoTransformer3DModel, RectifiedFlowViewScheduler
-from kaleido_diffusers.data.samples import InMemory
-from kaleido_diffusers.data.sources import SyntheticSource
 from kaleido_diffusers.evaluation.report import markdown_table
 from kaleido_diffusers.training.batches import StepBatches
 from kaleido_diffusers.training.config import TrainConfig
 from kaleido_diffusers.training.objective import rectified_flow_loss
 from kaleido_diffusers.training.optimizer import make_optimizers
-from kaleido_diffusers.warm_start import warm_start
+from kaleido_diffusers.training.warm_start import warm_start
+from kaleido_diffusers.worlds.samples import InMemory
+from kaleido_diffusers.worlds.sources import SyntheticSource
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Converts a checkpoint, as `kaleido convert`: `python conversion/convert_checkpoint.py SOURCE --output FOLDER`.
 
-Names, shapes and configs are matched in `kaleido_diffusers/checkpoints.py`.
+Names, shapes and configs are matched in `kaleido_diffusers/loaders/single_file.py`.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Starts a Kaleido from an open image model: `python conversion/warm_start.py DONOR --output FOLDER`.
 
-What is taken and how it fits is in `kaleido_diffusers/warm_start.py`.
+What is taken and how it fits is in `kaleido_diffusers/training/warm_start.py`.
 """
 
 import sys
@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
 from kaleido_diffusers.evaluation.report import markdown_table
 from kaleido_diffusers.files import folder_written_whole
-from kaleido_diffusers.warm_start import WarmStart, load_donor, warm_start
+from kaleido_diffusers.training.warm_start import WarmStart, load_donor, warm_start
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Makes a trained pipeline the one that ships inside the package: half precision, with its scores beside it.
 
-    kaleido evaluate kaleido_diffusers/data/sample --checkpoint runs/table/pipeline --output runs/table/evaluation
+    kaleido evaluate kaleido_diffusers/captures/sample --checkpoint runs/table/pipeline --output runs/table/evaluation
     python examples/bundle_checkpoint.py --pipeline runs/table/pipeline --evaluation runs/table/evaluation/scores.json
 
 Scores are taken before the rounding to half precision; the model card is written by hand.

@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from kaleido_diffusers import KaleidoTransformer3DModel, RectifiedFlowViewScheduler, bundled_checkpoint
-from kaleido_diffusers.cameras import scene_frame
+from kaleido_diffusers.geometry.cameras import scene_frame
 from kaleido_diffusers.training.config import TrainConfig
 from kaleido_diffusers.training.loop import Trainer
 from kaleido_diffusers.training.objective import ViewBatch, ViewPartition

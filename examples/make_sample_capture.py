@@ -1,6 +1,6 @@
 """Makes the sample capture that ships with the package: one synthetic world, ray cast with exact cameras.
 
-python examples/make_sample_capture.py --output kaleido_diffusers/data/sample
+python examples/make_sample_capture.py --output kaleido_diffusers/captures/sample
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ import torch
 import tyro
 
 from kaleido_diffusers import Cameras
-from kaleido_diffusers.cameras import look_at
-from kaleido_diffusers.data.export import write_capture
-from kaleido_diffusers.data.images import tensor_to_image
-from kaleido_diffusers.data.synthetic import SHAPES, TEXTURES, Worlds, make_worlds, render
+from kaleido_diffusers.captures.export import write_capture
+from kaleido_diffusers.captures.images import tensor_to_image
+from kaleido_diffusers.geometry.cameras import look_at
+from kaleido_diffusers.worlds.synthetic import SHAPES, TEXTURES, Worlds, make_worlds, render
 
 
 @dataclass

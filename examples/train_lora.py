@@ -11,10 +11,10 @@ from pathlib import Path
 import tyro
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, load_scene, sample_capture
-from kaleido_diffusers.data.sources import capture_views
-from kaleido_diffusers.data.view_sampling import choose_references
+from kaleido_diffusers.geometry.choosing import choose_references
 from kaleido_diffusers.training.config import LoraOptions, TrainConfig
 from kaleido_diffusers.training.loop import Trainer
+from kaleido_diffusers.worlds.sources import capture_views
 
 
 @dataclass

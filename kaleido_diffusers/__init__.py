@@ -2,17 +2,17 @@
 
 from diffusers import ModelMixin, SchedulerMixin
 
-from . import trajectories
 from ._registration import register
 from ._version import __version__
 from .bundled import bundled_checkpoint, sample_capture
-from .cameras import Cameras
-from .data.readers import load_scene
-from .data.scene import Scene
-from .pipeline_kaleido import KaleidoViewSynthesisPipeline, KaleidoViewSynthesisPipelineOutput
-from .reference_cache import KaleidoReferenceCache
-from .scheduling_rectified_flow_view import RectifiedFlowViewScheduler
-from .transformer_kaleido import KaleidoTransformer3DModel
+from .captures.readers import load_scene
+from .captures.scene import Scene
+from .geometry import trajectories
+from .geometry.cameras import Cameras
+from .models.reference_cache import KaleidoReferenceCache
+from .models.transformer_kaleido import KaleidoTransformer3DModel
+from .pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline, KaleidoViewSynthesisPipelineOutput
+from .schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 
 
 __all__ = [

@@ -6,9 +6,9 @@ from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockR
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 
-from .pipeline_kaleido import KaleidoViewSynthesisPipeline
-from .scheduling_rectified_flow_view import RectifiedFlowViewScheduler
-from .transformer_kaleido import KaleidoTransformer3DModel, KaleidoTransformerBlock
+from .models.transformer_kaleido import KaleidoTransformer3DModel, KaleidoTransformerBlock
+from .pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
+from .schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 
 
 __all__ = ["register"]

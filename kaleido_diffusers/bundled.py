@@ -39,4 +39,4 @@ def bundled_scores() -> dict:
 
 def sample_capture() -> str:
     """Folder of the capture that ships with the package, for `load_scene`."""
-    return str(_PACKAGE / "data" / "sample")
+    return str(_PACKAGE / "captures" / "sample")

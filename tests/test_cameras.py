@@ -9,7 +9,7 @@ import torch
 from conftest import make_cameras, random_poses
 
 from kaleido_diffusers import Cameras
-from kaleido_diffusers.cameras import (
+from kaleido_diffusers.geometry.cameras import (
     check_rigid,
     convert_axes,
     farthest_views,

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaleido_diffusers import Cameras, Scene, cli, load_scene, sample_capture, trajectories
-from kaleido_diffusers.cameras import look_at
-from kaleido_diffusers.data.capture_report import camera_picture, camera_scene_html, capture_summary
-from kaleido_diffusers.data.export import write_capture
+from kaleido_diffusers.captures.export import write_capture
+from kaleido_diffusers.captures.report import camera_picture, camera_scene_html, capture_summary
+from kaleido_diffusers.geometry.cameras import look_at
 
 
 def ring(num_views: int = 12, radius: float = 4.0) -> Cameras:

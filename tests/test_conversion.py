@@ -27,9 +27,9 @@ from kaleido_diffusers import (
     cli,
     sample_capture,
 )
-from kaleido_diffusers.checkpoints import RENAMES, CheckpointError, read_renames, rename, select_weights
 from kaleido_diffusers.cli.checkpoint_info import is_checkpoint
-from kaleido_diffusers.lora import base_architecture
+from kaleido_diffusers.loaders.lora import base_architecture
+from kaleido_diffusers.loaders.single_file import RENAMES, CheckpointError, read_renames, rename, select_weights
 
 
 UNTOLD = {"--sample-size": "8", "--prediction-type": "sample"}  # what the shapes of `make_pipeline` do not tell

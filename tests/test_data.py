@@ -11,9 +11,8 @@ import torch
 from conftest import blobs, found
 
 from kaleido_diffusers import Cameras, load_scene, sample_capture
-from kaleido_diffusers.cameras import look_at
-from kaleido_diffusers.data import images as image_module
-from kaleido_diffusers.data.images import (
+from kaleido_diffusers.captures import images as image_module
+from kaleido_diffusers.captures.images import (
     CaptureError,
     as_image_tensor,
     crop_and_resize,
@@ -22,15 +21,16 @@ from kaleido_diffusers.data.images import (
     load_image,
     to_rgb,
 )
-from kaleido_diffusers.data.view_sampling import (
+from kaleido_diffusers.evaluation.baselines import nearest_reference
+from kaleido_diffusers.evaluation.metrics import psnr
+from kaleido_diffusers.geometry.cameras import look_at
+from kaleido_diffusers.geometry.choosing import (
     choose_references,
     coverage,
     held_out_views,
     reference_order,
     split_views,
 )
-from kaleido_diffusers.evaluation.baselines import nearest_reference
-from kaleido_diffusers.evaluation.metrics import psnr
 
 
 def one_camera(height: int = 90, width: int = 120) -> Cameras:

@@ -9,12 +9,12 @@ import torch
 from conftest import make_pipeline, shared
 
 from kaleido_diffusers import Cameras, cli, load_scene, sample_capture
-from kaleido_diffusers.cameras import look_at
-from kaleido_diffusers.data.synthetic import TEXTURES, make_worlds, render, sample_views
 from kaleido_diffusers.evaluation.baselines import nearest_reference, plane_sweep
 from kaleido_diffusers.evaluation.metrics import LPIPS, consistency, gradient_energy, psnr, ssim
 from kaleido_diffusers.evaluation.protocol import EvaluationCase, capture_case, evaluate, synthetic_cases
 from kaleido_diffusers.evaluation.report import contact_sheet, markdown_table, plot_scores
+from kaleido_diffusers.geometry.cameras import look_at
+from kaleido_diffusers.worlds.synthetic import TEXTURES, make_worlds, render, sample_views
 
 
 def test_psnr_and_ssim_are_those_of_the_field():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaleido_diffusers import Cameras, load_scene, sample_capture, trajectories
-from kaleido_diffusers.data.export import write_capture, write_colmap, write_video
+from kaleido_diffusers.captures.export import write_capture, write_colmap, write_video
 
 
 def random_cameras(num_views: int, seed: int = 0, spread: float = 1.0, size: tuple[int, int] = (9, 12)) -> Cameras:

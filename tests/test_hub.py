@@ -16,8 +16,8 @@ from conftest import make_pipeline
 from hub_server import HubServer, client
 from huggingface_hub import ModelCard
 
-from kaleido_diffusers.hub import model_card, update_card
-from kaleido_diffusers.lora import AdapterInfo, make_lora_config, save_adapter
+from kaleido_diffusers.loaders.lora import AdapterInfo, make_lora_config, save_adapter
+from kaleido_diffusers.pipelines.hub import model_card, update_card
 
 
 LOOP = """
@@ -348,7 +348,7 @@ def test_loading_without_importing_the_package(server, scene, pipes, tmp_path):
     code = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "custom_pipeline" in block)
     first, second = (SAME.format(folder=str(folder)) for folder in pipes)
     online, offline = (client(server, tmp_path / "home", offline=value) for value in (False, True))
-    name = "kaleido_diffusers.pipeline_kaleido KaleidoViewSynthesisPipeline"
+    name = "kaleido_diffusers.pipelines.pipeline_kaleido KaleidoViewSynthesisPipeline"
     saved = tmp_path / "saved"
     assert run_alone(online, f"{code}{second}\npipe.save_pretrained({str(saved)!r})") == [name]
     index = json.loads((saved / "model_index.json").read_text())

@@ -5,9 +5,15 @@ import torch
 from conftest import blobs, found
 
 from kaleido_diffusers import Cameras
-from kaleido_diffusers.data.images import CaptureError
-from kaleido_diffusers.data.lenses import ColmapLens, FisheyeLens, RadialTangentialLens, undistort, undistorted_camera
-from kaleido_diffusers.data.readers.colmap import MODELS, camera_of
+from kaleido_diffusers.captures.images import CaptureError
+from kaleido_diffusers.captures.lenses import (
+    ColmapLens,
+    FisheyeLens,
+    RadialTangentialLens,
+    undistort,
+    undistorted_camera,
+)
+from kaleido_diffusers.captures.readers.colmap import MODELS, camera_of
 
 
 pycolmap = pytest.importorskip("pycolmap")

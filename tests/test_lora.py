@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from kaleido_diffusers import Cameras, KaleidoReferenceCache, KaleidoTransformer3DModel, KaleidoViewSynthesisPipeline
-from kaleido_diffusers import lora as lora_module
-from kaleido_diffusers.lora import (
+from kaleido_diffusers.loaders import lora as lora_module
+from kaleido_diffusers.loaders.lora import (
     LORA_TARGETS,
     AdapterInfo,
     base_architecture,

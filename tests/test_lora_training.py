@@ -10,11 +10,11 @@ from conftest import make_pipeline, shared
 from safetensors.torch import load_file
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, cli, load_scene, sample_capture
-from kaleido_diffusers.data.sources import CaptureSource, capture_views
 from kaleido_diffusers.evaluation.protocol import capture_case, evaluate
 from kaleido_diffusers.training.batches import validation_samples
 from kaleido_diffusers.training.config import LoraOptions, TrainConfig
 from kaleido_diffusers.training.loop import Trainer, latest_checkpoint
+from kaleido_diffusers.worlds.sources import CaptureSource, capture_views
 
 
 @pytest.fixture(scope="module")

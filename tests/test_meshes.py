@@ -9,11 +9,11 @@ import torch
 from conftest import SHARED
 
 from kaleido_diffusers import Cameras
-from kaleido_diffusers.cameras import look_at
+from kaleido_diffusers.captures.images import CaptureError
 from kaleido_diffusers.cli import main
-from kaleido_diffusers.data.images import CaptureError
-from kaleido_diffusers.data.meshes import MeshSource, _mip_map, _part, _RayScene, _sample, is_mesh_folder
-from kaleido_diffusers.data.shards import ShardSource
+from kaleido_diffusers.geometry.cameras import look_at
+from kaleido_diffusers.worlds.meshes import MeshSource, _mip_map, _part, _RayScene, _sample, is_mesh_folder
+from kaleido_diffusers.worlds.shards import ShardSource
 
 
 trimesh = pytest.importorskip("trimesh")

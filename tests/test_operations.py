@@ -6,7 +6,7 @@ from conftest import TINY, make_model, make_pipeline
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from kaleido_diffusers import KaleidoTransformer3DModel
-from kaleido_diffusers.operations import forward_operations, sampling_operations
+from kaleido_diffusers.models.operations import forward_operations, sampling_operations
 
 
 def attention(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:

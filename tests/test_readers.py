@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaleido_diffusers import Cameras, load_scene, sample_capture
-from kaleido_diffusers.cameras import convert_axes, invert_rigid, look_at
-from kaleido_diffusers.data.images import CaptureError, tensor_to_image
-from kaleido_diffusers.data.readers.single_photo import photo_scene
-from kaleido_diffusers.data.scene import Scene
-from kaleido_diffusers.data.shards import write_shards
-from kaleido_diffusers.data.sources import SyntheticSource
+from kaleido_diffusers.captures.images import CaptureError, tensor_to_image
+from kaleido_diffusers.captures.readers.single_photo import photo_scene
+from kaleido_diffusers.captures.scene import Scene
+from kaleido_diffusers.geometry.cameras import convert_axes, invert_rigid, look_at
+from kaleido_diffusers.worlds.shards import write_shards
+from kaleido_diffusers.worlds.sources import SyntheticSource
 
 
 # What is read agrees with the photos
@@ -536,7 +536,7 @@ def test_images_are_decoded_once_within_a_bound(photos, monkeypatch):
     first = scene.images[0]
     (folder / "images" / "000.png").unlink()
     assert scene.images[0] == first and scene.images[0] is not first, "kept, and not shared"
-    monkeypatch.setattr("kaleido_diffusers.data.scene.CACHE_BYTES", 2 * 40 * 30 * 3)
+    monkeypatch.setattr("kaleido_diffusers.captures.scene.CACHE_BYTES", 2 * 40 * 30 * 3)
     assert [image.size for image in scene.images[[1, 2, 3]]] == [(40, 30)] * 3
     with pytest.raises(CaptureError, match="000.png: no such image"):
         scene.images[0]

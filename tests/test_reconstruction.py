@@ -18,10 +18,10 @@ import torch
 from conftest import shared
 
 from kaleido_diffusers import Cameras, cli, load_scene
-from kaleido_diffusers.data.images import CaptureError
-from kaleido_diffusers.data.posing.photo_checks import blurred, grey, same_pictures, sharpness, thumbnail
-from kaleido_diffusers.data.posing.reconstruction import estimate_poses, find_photos
-from kaleido_diffusers.data.posing.video import sharp_frames
+from kaleido_diffusers.captures.images import CaptureError
+from kaleido_diffusers.captures.posing.photo_checks import blurred, grey, same_pictures, sharpness, thumbnail
+from kaleido_diffusers.captures.posing.reconstruction import estimate_poses, find_photos
+from kaleido_diffusers.captures.posing.video import sharp_frames
 
 
 pytest.importorskip("pycolmap")

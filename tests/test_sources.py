@@ -9,13 +9,13 @@ import torch
 from conftest import shared
 
 from kaleido_diffusers import Cameras, load_scene, sample_capture
-from kaleido_diffusers.data.samples import InMemory, SceneSample, scene_sample
-from kaleido_diffusers.data.scene import CaptureError
-from kaleido_diffusers.data.shards import ShardSource, write_shards
-from kaleido_diffusers.data.sources import CaptureSource, SyntheticSource
-from kaleido_diffusers.data.view_sampling import sample_view_subset
+from kaleido_diffusers.captures.scene import CaptureError
+from kaleido_diffusers.geometry.choosing import sample_view_subset
 from kaleido_diffusers.training.batches import StepBatches, open_source, open_sources
 from kaleido_diffusers.training.config import TrainConfig
+from kaleido_diffusers.worlds.samples import InMemory, SceneSample, scene_sample
+from kaleido_diffusers.worlds.shards import ShardSource, write_shards
+from kaleido_diffusers.worlds.sources import CaptureSource, SyntheticSource
 
 
 @pytest.mark.parametrize("kind", ["views", "video", "moving"])

@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 
-from kaleido_diffusers.data.synthetic import (
+from kaleido_diffusers.worlds.synthetic import (
     SHAPES,
     SPLITS,
     TEXTURES,

@@ -17,11 +17,11 @@ from conftest import make_pipeline, torchrun
 from safetensors.torch import load_file
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler, sample_capture
-from kaleido_diffusers.data.shards import write_shards
-from kaleido_diffusers.data.sources import SyntheticSource
 from kaleido_diffusers.training.batches import open_source, validation_samples
 from kaleido_diffusers.training.config import ModelConfig, TrainConfig
 from kaleido_diffusers.training.loop import Trainer, latest_checkpoint
+from kaleido_diffusers.worlds.shards import write_shards
+from kaleido_diffusers.worlds.sources import SyntheticSource
 
 
 MODEL = {"num_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "ffn_dim": 48, "patch_size": 4}

@@ -10,7 +10,7 @@ import torch
 from conftest import Views, make_model, random_poses
 
 from kaleido_diffusers import RectifiedFlowViewScheduler, sample_capture
-from kaleido_diffusers.cameras import scene_frame
+from kaleido_diffusers.geometry.cameras import scene_frame
 from kaleido_diffusers.training.objective import ViewBatch, ViewPartition, draw_partition, rectified_flow_loss
 from kaleido_diffusers.training.optimizer import make_optimizers
 

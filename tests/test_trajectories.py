@@ -9,9 +9,9 @@ import torch
 from conftest import make_cameras, random_poses
 
 from kaleido_diffusers import Cameras, trajectories
-from kaleido_diffusers.cameras import look_at
 from kaleido_diffusers.cli.render import Render
-from kaleido_diffusers.trajectories import ABOUT_FOCUS, PATHS, _so3_exp, _so3_log
+from kaleido_diffusers.geometry.cameras import look_at
+from kaleido_diffusers.geometry.trajectories import ABOUT_FOCUS, PATHS, _so3_exp, _so3_log
 
 
 def ring(count: int = 12, height: float = 1.0) -> Cameras:

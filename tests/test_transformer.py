@@ -8,7 +8,7 @@ import torch
 from conftest import TINY, Views, make_model, random_poses
 
 from kaleido_diffusers import KaleidoReferenceCache, KaleidoTransformer3DModel
-from kaleido_diffusers.transformer_kaleido import KALEIDO_PRESETS
+from kaleido_diffusers.models.transformer_kaleido import KALEIDO_PRESETS
 
 
 PATTERNS = [("global",), ("view", "global"), ("global", "view", "view")]

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaleido_diffusers import Cameras, load_scene, sample_capture
-from kaleido_diffusers.data.export import write_capture
-from kaleido_diffusers.data.images import CaptureError, load_image
+from kaleido_diffusers.captures.export import write_capture
+from kaleido_diffusers.captures.images import CaptureError, load_image
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel, Lumina2Transformer2
 from diffusers.models.embeddings import apply_rotary_emb
 
 from kaleido_diffusers import KaleidoTransformer3DModel, KaleidoViewSynthesisPipeline
-from kaleido_diffusers.transformer_kaleido import ViewGroups, ViewPositions, _patchify
-from kaleido_diffusers.warm_start import STAGES, load_donor, warm_start
+from kaleido_diffusers.models.transformer_kaleido import ViewGroups, ViewPositions, _patchify
+from kaleido_diffusers.training.warm_start import STAGES, load_donor, warm_start
 
 
 ROWS = COLUMNS = 4

@@ -6,9 +6,9 @@ from pathlib import Path
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ..data.capture_report import camera_picture, camera_scene_html, capture_summary
-from ..data.images import CaptureError
-from ..data.scene import Scene
+from ..captures.images import CaptureError
+from ..captures.report import camera_picture, camera_scene_html, capture_summary
+from ..captures.scene import Scene
 from .loading import CaptureOptions
 
 

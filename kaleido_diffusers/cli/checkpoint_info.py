@@ -9,10 +9,10 @@ from diffusers import ModelMixin
 from huggingface_hub import ModelCard
 
 from ..bundled import resolve_checkpoint
-from ..checkpoints import convert_weights, is_weights_file, load_transformer, read_checkpoint
 from ..files import file_digest
-from ..lora import base_architecture, base_fingerprint
-from ..transformer_kaleido import KaleidoTransformer3DModel
+from ..loaders.lora import base_architecture, base_fingerprint
+from ..loaders.single_file import convert_weights, is_weights_file, load_transformer, read_checkpoint
+from ..models.transformer_kaleido import KaleidoTransformer3DModel
 
 
 __all__ = ["describe_checkpoint", "is_checkpoint", "print_scores"]

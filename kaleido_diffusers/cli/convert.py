@@ -12,7 +12,9 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import split_torch_state_dict_into_shards
 
 from ..bundled import resolve_checkpoint
-from ..checkpoints import (
+from ..files import folder_written_whole, write_json
+from ..loaders.lora import base_architecture
+from ..loaders.single_file import (
     CONFIG_KEY,
     SCHEDULER_KEY,
     Checkpoint,
@@ -23,11 +25,9 @@ from ..checkpoints import (
     read_renames,
     write_safetensors,
 )
-from ..files import folder_written_whole, write_json
-from ..lora import base_architecture
-from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
-from ..scheduling_rectified_flow_view import RectifiedFlowViewScheduler
-from ..transformer_kaleido import KaleidoTransformer3DModel
+from ..models.transformer_kaleido import KaleidoTransformer3DModel
+from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 
 
 __all__ = ["Convert"]

@@ -13,7 +13,7 @@ import tyro
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
 from ..bundled import bundled_checkpoint, bundled_scores
-from ..transformer_kaleido import KaleidoTransformer3DModel
+from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from .capture_info import describe_capture
 from .checkpoint_info import describe_checkpoint, is_checkpoint, print_scores
 from .loading import CaptureOptions

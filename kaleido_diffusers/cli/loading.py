@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 
 from ..bundled import bundled_checkpoint, bundled_scores, resolve_checkpoint, sample_capture
-from ..data.readers import load_scene
-from ..data.scene import Scene
-from ..data.view_sampling import split_views
-from ..hub import explain_hub_error
-from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..captures.readers import load_scene
+from ..captures.scene import Scene
+from ..geometry.choosing import split_views
+from ..pipelines.hub import explain_hub_error
+from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 
 
 __all__ = ["CaptureOptions", "load_pipeline", "warn_of_fitted"]

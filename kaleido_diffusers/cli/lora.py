@@ -10,16 +10,16 @@ import torch
 import tyro
 
 from ..bundled import resolve_checkpoint, sample_capture
-from ..data.readers import load_scene
-from ..data.sources import capture_views
+from ..captures.readers import load_scene
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate
 from ..evaluation.report import contact_sheet, markdown_table
 from ..files import write_json
-from ..hub import write_card
-from ..lora import save_adapter
-from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..loaders.lora import save_adapter
+from ..models.transformer_kaleido import KaleidoTransformer3DModel
+from ..pipelines.hub import write_card
+from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..training.config import LoraOptions, TrainConfig
-from ..transformer_kaleido import KaleidoTransformer3DModel
+from ..worlds.sources import capture_views
 
 
 __all__ = ["Lora"]
@@ -81,7 +81,7 @@ class Lora:
     """Decides the adapter's first weights, draws and noise."""
 
     def run(self) -> None:
-        from ..training.loop import Trainer  # accelerate and the trackers load when they are needed
+        from ..training.loop import Trainer
 
         base = resolve_checkpoint(self.checkpoint)
         capture = sample_capture() if self.capture == "sample" else self.capture

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..data.images import CaptureError
-from ..data.posing.reconstruction import estimate_poses, find_photos
-from ..data.posing.video import sharp_frames
-from ..data.readers.assembly import IMAGE_SUFFIXES
+from ..captures.images import CaptureError
+from ..captures.posing.reconstruction import estimate_poses, find_photos
+from ..captures.posing.video import sharp_frames
+from ..captures.readers.assembly import IMAGE_SUFFIXES
 
 
 __all__ = ["Poses"]

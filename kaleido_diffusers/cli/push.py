@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from ..hub import explain_hub_error, push_folder
+from ..pipelines.hub import explain_hub_error, push_folder
 
 
 __all__ = ["Push"]

@@ -9,17 +9,17 @@ import torch
 import tyro
 from accelerate import PartialState
 
-from ..cameras import Cameras
-from ..data.export import write_capture, write_colmap, write_video
-from ..data.images import fit_cameras, tensor_to_image
-from ..data.readers.single_photo import is_photo, photo_scene
-from ..data.scene import Scene
-from ..data.view_sampling import choose_references
+from ..captures.export import write_capture, write_colmap, write_video
+from ..captures.images import fit_cameras, tensor_to_image
+from ..captures.readers.single_photo import is_photo, photo_scene
+from ..captures.scene import Scene
 from ..evaluation.baselines import nearest_reference
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
-from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
-from ..trajectories import PATHS, camera_path
+from ..geometry.cameras import Cameras
+from ..geometry.choosing import choose_references
+from ..geometry.trajectories import PATHS, camera_path
+from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from .loading import CaptureOptions, load_pipeline, warn_of_fitted
 
 

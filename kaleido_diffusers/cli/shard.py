@@ -5,10 +5,10 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..data.meshes import MeshSource, is_mesh_folder
-from ..data.samples import SceneSource
-from ..data.shards import write_shards
-from ..data.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource
+from ..worlds.meshes import MeshSource, is_mesh_folder
+from ..worlds.samples import SceneSource
+from ..worlds.shards import write_shards
+from ..worlds.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource
 
 
 __all__ = ["Shard"]

@@ -11,7 +11,7 @@ __all__ = ["Train"]
 @dataclass
 class Train(TrainConfig):
     def run(self) -> None:
-        from ..training.loop import Trainer  # accelerate and the trackers load when they are needed
+        from ..training.loop import Trainer
 
         trainer = Trainer(self)
         pipeline = trainer.train()

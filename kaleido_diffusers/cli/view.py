@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ..bundled import checkpoint_for
-from ..demo.viewer import LOOPBACK, MOST_REFERENCES, LiveScene, Viewer
+from ..viewer.page import LOOPBACK, MOST_REFERENCES, LiveScene, Viewer
 from .loading import CaptureOptions, load_pipeline, warn_of_fitted
 
 

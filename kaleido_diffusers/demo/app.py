@@ -10,8 +10,8 @@ from pathlib import Path
 import PIL.Image
 
 from ..bundled import checkpoint_for
-from ..data.images import tensor_to_image
-from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..captures.images import tensor_to_image
+from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from .captures import Capture, load_sample, load_uploads
 from .limits import Limits, Progress, Stopped
 from .sessions import Session, Sessions

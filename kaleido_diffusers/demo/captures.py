@@ -11,16 +11,16 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ..bundled import sample_capture
-from ..cameras import Cameras
-from ..data.capture_report import points_near
-from ..data.images import CaptureError, load_image, open_image
-from ..data.posing.reconstruction import find_photos
-from ..data.readers import READERS, load_scene
-from ..data.readers.assembly import IMAGE_SUFFIXES, printable
-from ..data.readers.single_photo import photo_scene
-from ..data.scene import Scene
-from ..data.view_inputs import DEFAULT_FOV
-from ..data.view_sampling import split_views
+from ..captures.images import CaptureError, load_image, open_image
+from ..captures.posing.reconstruction import find_photos
+from ..captures.readers import READERS, load_scene
+from ..captures.readers.assembly import IMAGE_SUFFIXES, printable
+from ..captures.readers.single_photo import photo_scene
+from ..captures.report import points_near
+from ..captures.scene import Scene
+from ..geometry.cameras import Cameras
+from ..geometry.choosing import split_views
+from ..pipelines.inputs import DEFAULT_FOV
 from .limits import Limits, Progress, Stopped
 from .posing import pose_photos
 

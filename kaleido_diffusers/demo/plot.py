@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..cameras import Cameras
-from ..data.capture_report import FRUSTUM_EDGES, frustum_corners, frustum_size, upright_axes
+from ..captures.report import FRUSTUM_EDGES, frustum_corners, frustum_size, upright_axes
+from ..geometry.cameras import Cameras
 from .captures import Capture
 from .views import Plan
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
-from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from .app import AUTO, DemoApp
 from .limits import Limits
 from .texts import SCRIPT, STYLE

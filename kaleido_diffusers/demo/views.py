@@ -10,13 +10,13 @@ from pathlib import Path
 import PIL.Image
 import torch
 
-from .. import trajectories
-from ..cameras import Cameras
-from ..data.export import write_capture, write_video
-from ..data.images import tensor_to_image
-from ..data.view_sampling import choose_references
+from ..captures.export import write_capture, write_video
+from ..captures.images import tensor_to_image
 from ..evaluation.baselines import reference_distances
-from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..geometry import trajectories
+from ..geometry.cameras import Cameras
+from ..geometry.choosing import choose_references
+from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from .captures import Capture
 from .limits import Limits, Progress, in_background
 

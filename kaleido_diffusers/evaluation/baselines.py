@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from ..cameras import Cameras, scene_frame, view_distances
-from ..trajectories import looking_distances
+from ..geometry.cameras import Cameras, scene_frame, view_distances
+from ..geometry.trajectories import looking_distances
 
 
 __all__ = ["nearest_reference", "plane_sweep", "reference_distances"]

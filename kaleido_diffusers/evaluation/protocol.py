@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from ..cameras import Cameras, scene_frame, view_distances
-from ..data.samples import SceneSample
-from ..data.scene import Scene
-from ..data.sources import SyntheticSource
-from ..data.view_sampling import reference_order
-from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..captures.scene import Scene
+from ..geometry.cameras import Cameras, scene_frame, view_distances
+from ..geometry.choosing import reference_order
+from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..worlds.samples import SceneSample
+from ..worlds.sources import SyntheticSource
 from .baselines import nearest_reference, plane_sweep, reference_distances
 from .metrics import LPIPS, consistency, gradient_energy, psnr, ssim
 

@@ -9,7 +9,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import torch
 
-from ..data.images import tensor_to_image
+from ..captures.images import tensor_to_image
 
 
 __all__ = ["contact_sheet", "markdown_table", "plot_scores"]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from ..data.images import CaptureError
-from ..data.readers import load_scene
-from ..data.readers.shards import find_shard
-from ..data.samples import InMemory, SceneSample, SceneSource, scene_sample
-from ..data.shards import ShardSource
-from ..data.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource, capture_views
-from ..data.view_sampling import choose_references, sample_view_subset
+from ..captures.images import CaptureError
+from ..captures.readers import load_scene
+from ..captures.readers.shards import find_shard
+from ..geometry.choosing import choose_references, sample_view_subset
+from ..worlds.samples import InMemory, SceneSample, SceneSource, scene_sample
+from ..worlds.shards import ShardSource
+from ..worlds.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource, capture_views
 from .config import TrainConfig
 from .objective import ViewBatch, ViewPartition, draw_partition
 

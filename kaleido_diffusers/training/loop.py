@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
-from ..lora import AdapterInfo, make_lora_config, save_adapter
-from ..pipeline_kaleido import KaleidoViewSynthesisPipeline
-from ..scheduling_rectified_flow_view import RectifiedFlowViewScheduler
-from ..transformer_kaleido import KaleidoTransformer3DModel
+from ..loaders.lora import AdapterInfo, make_lora_config, save_adapter
+from ..models.transformer_kaleido import KaleidoTransformer3DModel
+from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from .batches import StepBatches, TrainingStep, open_sources, validation_samples
 from .config import TrainConfig
 from .objective import ViewBatch, ViewPartition, rectified_flow_loss

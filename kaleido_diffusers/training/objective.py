@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..cameras import scene_frame
-from ..scheduling_rectified_flow_view import RectifiedFlowViewScheduler
-from ..transformer_kaleido import KaleidoTransformer3DModel
+from ..geometry.cameras import scene_frame
+from ..models.transformer_kaleido import KaleidoTransformer3DModel
+from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 
 
 __all__ = ["ViewBatch", "ViewPartition", "draw_partition", "rectified_flow_loss"]

@@ -1,0 +1,232 @@
+"""Writers: captures that other tools read, videos and pictures."""
+
+import json
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+
+from ..geometry.cameras import Cameras, convert_axes
+from ..geometry.trajectories import focus_point
+
+
+__all__ = ["VIDEO_SUFFIXES", "write_capture", "write_colmap", "write_video"]
+
+VIDEO_SUFFIXES = (".mp4", ".gif")
+
+
+def write_capture(
+    folder: str | os.PathLike,
+    images: Sequence[PIL.Image.Image],
+    cameras: Cameras,
+    suffix: str = ".png",
+    generated: Sequence[bool] | None = None,
+    times: torch.Tensor | None = None,
+) -> Path:
+    """
+    Writes a capture that nerfstudio and instant-ngp train on as it is: `transforms.json` and `images/`. (gsplat's
+    own trainer reads [`write_colmap`]'s form.)
+
+    Poses have OpenGL axes. The lens stands at the top when all views share it, which every reader knows, and in each
+    frame when they do not: nerfstudio takes a lens from one place or the other. `scale`, `offset` and `aabb_scale` are
+    instant-ngp's: they bring what the cameras look at to the middle of its box, the farthest camera to 1.32 units from
+    there, as its own converter does.
+
+    Args:
+        folder (`str` or `Path`):
+            Where to; made if missing. Raises `FileExistsError` rather than write over anything.
+        images (`Sequence[PIL.Image.Image]` of length V):
+            The views.
+        cameras (`Cameras` of shape `[V]`):
+            Their cameras, without skew, which the format cannot say.
+        suffix (`str`, defaults to `".png"`):
+            Image format: `".png"`, or `".jpg"` (quality 95).
+        generated (`Sequence[bool]` of length V, *optional*):
+            Which views a model made: their frames say `"generated": true`.
+        times (`torch.Tensor` of shape `[V]`, *optional*):
+            Seconds, in captures of a moving world: `time` of each frame.
+
+    Returns:
+        `Path`: the `transforms.json`.
+    """
+    folder = Path(folder)
+    file = folder / "transforms.json"
+    names = _checked_names(images, cameras, suffix)
+    for name, values in (("generated", generated), ("times", times)):
+        if values is not None and len(values) != len(names):
+            raise ValueError(f"`{name}` must have one value for each of the {len(names)} views, got {len(values)}.")
+    _refuse_existing(file, *(folder / "images" / name for name in names))
+    lenses = [_lens(camera) for camera in cameras]
+    shared = lenses[0] if all(lens == lenses[0] for lens in lenses) else {}
+    frames = []
+    for number, pose in enumerate(convert_axes(cameras.world_from_camera, "opencv", "opengl").tolist()):
+        frame = {"file_path": f"images/{names[number]}"}
+        if not shared:
+            frame.update(lenses[number])
+        if times is not None:
+            frame["time"] = float(times[number])
+        if generated is not None and generated[number]:
+            frame["generated"] = True
+        frames.append({**frame, "transform_matrix": pose})
+    _save_images(folder, names, images)
+    data = {"camera_model": "PINHOLE", **shared, **_ngp_box(cameras), "frames": frames}
+    file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def write_colmap(
+    folder: str | os.PathLike,
+    images: Sequence[PIL.Image.Image],
+    cameras: Cameras,
+    points: torch.Tensor | None = None,
+    binary: bool = True,
+    suffix: str = ".png",
+) -> Path:
+    """
+    Writes a capture as a COLMAP model, which gsplat, the 3D Gaussian Splatting code and nerfstudio train on: `images/`
+    and `sparse/0/{cameras,images,points3D}` (and COLMAP's newer `rigs` and `frames`), PINHOLE, one camera for each
+    lens. Needs `pip install kaleido-diffusers[captures]`.
+
+    Args:
+        folder (`str` or `Path`):
+            Where to; made if missing. Raises `FileExistsError` rather than write over anything.
+        images (`Sequence[PIL.Image.Image]` of length V):
+            The views.
+        cameras (`Cameras` of shape `[V]`):
+            Their cameras, without skew, which PINHOLE cannot say.
+        points (`torch.Tensor` of shape `[P, 3]`, *optional*):
+            Sparse points in the world, from which trainers start; gsplat's does not run without any. They are written
+            grey and without tracks.
+        binary (`bool`, defaults to `True`):
+            `.bin` files, or else `.txt`.
+        suffix (`str`, defaults to `".png"`):
+            Image format: `".png"`, or `".jpg"` (quality 95).
+
+    Returns:
+        `Path`: the folder of the model, `sparse/0`.
+    """
+    try:
+        import pycolmap
+    except ImportError as error:
+        raise ImportError("COLMAP models need pycolmap: pip install 'kaleido-diffusers[captures]'.") from error
+    folder = Path(folder)
+    model = folder / "sparse" / "0"
+    names = _checked_names(images, cameras, suffix)
+    _refuse_existing(model, *(folder / "images" / name for name in names))
+    reconstruction, lenses = pycolmap.Reconstruction(), {}
+    for number, (name, camera) in enumerate(zip(names, cameras), start=1):
+        lens = _lens(camera)
+        camera_id = lenses.setdefault(tuple(lens.values()), len(lenses) + 1)
+        if not reconstruction.exists_camera(camera_id):
+            params = [lens[key] for key in ("fl_x", "fl_y", "cx", "cy")]
+            sizes = {"width": lens["w"], "height": lens["h"]}
+            reconstruction.add_camera_with_trivial_rig(
+                pycolmap.Camera(camera_id=camera_id, model="PINHOLE", params=params, **sizes)
+            )
+        rotation = pycolmap.Rotation3d(camera.world_from_camera[:3, :3].T.contiguous().numpy())
+        rotation.normalize()  # a pose may be 1e-4 off a rotation; the centre stays where it is
+        translation = -rotation.matrix() @ camera.centers.numpy()
+        image = pycolmap.Image(name=name, camera_id=camera_id, image_id=number)
+        reconstruction.add_image_with_trivial_frame(image, pycolmap.Rigid3d(rotation, translation))
+    for point in [] if points is None else points.to("cpu", torch.float64).numpy():
+        reconstruction.add_point3D(point, pycolmap.Track(), np.full(3, 128, dtype=np.uint8))
+    _save_images(folder, names, images)
+    model.mkdir(parents=True)
+    (reconstruction.write_binary if binary else reconstruction.write_text)(model)
+    return model
+
+
+def _checked_names(images: Sequence[PIL.Image.Image], cameras: Cameras, suffix: str) -> list[str]:
+    """File names of the views, which sort as the views do; raises `ValueError` for what a capture cannot hold."""
+    if suffix not in (".png", ".jpg"):
+        raise ValueError(f"`suffix` must be '.png' or '.jpg', got {suffix!r}.")
+    if len(images) != len(cameras) or not len(cameras):
+        raise ValueError(f"`images` and `cameras` must be equally many, got {len(images)} and {len(cameras)}.")
+    for number, (image, camera) in enumerate(zip(images, cameras)):
+        size = tuple(camera.image_sizes.flip(-1).tolist())
+        if image.size != size:
+            raise ValueError(f"Image {number} is {image.size}, its camera is for {size} (width, height).")
+    if (cameras.intrinsics[..., 0, 1] != 0).any():
+        raise ValueError("A capture on disk has no place for the skew of `cameras`.")
+    digits = max(4, len(str(len(images) - 1)))
+    return [f"{number:0{digits}d}{suffix}" for number in range(len(images))]
+
+
+def _refuse_existing(*paths: Path) -> None:
+    for path in paths:
+        if path.exists():
+            raise FileExistsError(f"{path} exists already.")
+
+
+def _save_images(folder: Path, names: Sequence[str], images: Sequence[PIL.Image.Image]) -> None:
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for name, image in zip(names, images):
+        image.convert("RGB").save(folder / "images" / name, quality=95)
+
+
+def _lens(camera: Cameras) -> dict[str, float]:
+    (fl_x, _, cx), (_, fl_y, cy), _ = camera.intrinsics.tolist()
+    height, width = camera.image_sizes.tolist()
+    return {"fl_x": fl_x, "fl_y": fl_y, "cx": cx, "cy": cy, "w": width, "h": height}
+
+
+def _ngp_box(cameras: Cameras) -> dict:
+    """instant-ngp trains inside a box `aabb_scale` wide around (0.5, 0.5, 0.5) and places cameras there by
+    `scale * center + offset`."""
+    centers = cameras.centers
+    together = (centers - centers[0]).norm(dim=-1).max() <= 1e-9 * centers.abs().max()
+    focus = centers[0] if together else focus_point(cameras)
+    reach = 1.0 if together else float((centers - focus).norm(dim=-1).max())
+    scale = 1.32 / reach
+    return {"aabb_scale": 32, "scale": scale, "offset": (0.5 - scale * focus).tolist()}
+
+
+def write_video(path: str | os.PathLike, frames: Sequence[PIL.Image.Image], fps: float = 12.0) -> Path:
+    """
+    Writes frames as a video.
+
+    Args:
+        path (`str` or `Path`):
+            Ends in `.mp4` (H.264, needs `pip install kaleido-diffusers[video]`) or `.gif`.
+        frames (`Sequence[PIL.Image.Image]`):
+            Images of one size; for MP4 an odd height or width loses its last row or column.
+        fps (`float`, defaults to `12.0`):
+            Frames a second.
+
+    Returns:
+        `Path`: `path`.
+    """
+    path = Path(path)
+    if not fps > 0:
+        raise ValueError(f"`fps` must be positive, got {fps}.")
+    if not len(frames):
+        raise ValueError("A video needs at least one frame.")
+    if len({frame.size for frame in frames}) != 1:
+        raise ValueError(f"The frames of a video must share one size, got {sorted({f.size for f in frames})}.")
+    if path.suffix == ".gif":
+        first, *rest = frames
+        first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+    elif path.suffix == ".mp4":
+        _write_mp4(path, frames, fps)
+    else:
+        raise ValueError(f"A video file must end in one of {VIDEO_SUFFIXES}, got {path.name!r}.")
+    return path
+
+
+def _write_mp4(path: Path, frames: Sequence[PIL.Image.Image], fps: float) -> None:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("MP4 needs PyAV: pip install 'kaleido-diffusers[video]'. GIF works without it.") from error
+    width, height = (extent // 2 * 2 for extent in frames[0].size)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "16"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in frames:
+            array = np.asarray(frame.convert("RGB"))[:height, :width]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
+        container.mux(stream.encode())

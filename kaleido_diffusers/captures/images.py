@@ -1,0 +1,238 @@
+"""Opening images safely, and the one function that moves an image and its intrinsics together."""
+
+import os
+import warnings
+from typing import Any, BinaryIO
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+import torch.nn.functional as F
+
+from ..geometry.cameras import Cameras
+
+
+__all__ = [
+    "MAX_IMAGE_PIXELS",
+    "THREADS",
+    "CaptureError",
+    "as_image_tensor",
+    "center_box",
+    "crop_and_resize",
+    "fit_cameras",
+    "fit_views",
+    "load_image",
+    "load_mask",
+    "open_image",
+    "rotate_views",
+    "tensor_to_image",
+    "to_rgb",
+    "upright_turns",
+]
+
+THREADS = min(8, os.cpu_count() or 1)  # that open and decode photos
+
+MAX_IMAGE_PIXELS = 150_000_000  # larger images are refused before they are decoded
+
+_EXIF_ORIENTATION = 0x0112
+
+# Our own limit stands above. Set once: to do so around each call is not safe in threads.
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
+
+
+class CaptureError(ValueError):
+    """A capture or an image that cannot be read: the message names the file, and the field where there is one."""
+
+
+def load_image(
+    path: str | os.PathLike | BinaryIO,
+    background: tuple[int, int, int] = (255, 255, 255),
+    exif: bool = True,
+    name: str | None = None,
+) -> PIL.Image.Image:
+    """
+    Opens an image as 8-bit RGB: transparency is laid over `background`, grey and 16-bit images are converted, and an
+    EXIF rotation is applied unless `exif` is false. `name` is what errors call it, `path` when not given.
+
+    Raises [`CaptureError`] for files that are missing, truncated, not an image, or larger than `MAX_IMAGE_PIXELS`.
+    """
+    image = open_image(path, name)
+    try:
+        image.load()
+        image = PIL.ImageOps.exif_transpose(image) if exif else image
+        return to_rgb(image, background)
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, IndexError, TypeError) as error:
+        raise CaptureError(f"{name or path}: the image is damaged or cut short ({error}).") from error
+
+
+def load_mask(path: str | os.PathLike, like: str | os.PathLike | None = None) -> PIL.Image.Image:
+    """
+    Opens a mask as 8-bit grey. Masks carry no EXIF rotation: that of the photo `like` is applied, if one is named.
+
+    Raises [`CaptureError`] as [`load_image`] does.
+    """
+    mask, turns = load_image(path, exif=False).convert("L"), 0
+    if like is not None:
+        with open_image(like) as photo:
+            turns = upright_turns(photo)
+    return mask.rotate(90 * turns, expand=True) if turns else mask
+
+
+def open_image(path: str | os.PathLike | BinaryIO, name: str | None = None) -> PIL.Image.Image:
+    """Reads the header of an image, not its pixels; raises [`CaptureError`] as [`load_image`] does."""
+    name = name or path
+    try:
+        image = PIL.Image.open(path)
+    except FileNotFoundError as error:
+        raise CaptureError(f"{name}: no such image.") from error
+    except PIL.Image.DecompressionBombError as error:
+        raise CaptureError(f"{name}: the image is larger than {MAX_IMAGE_PIXELS} pixels.") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+        raise CaptureError(f"{name}: not an image that can be read ({error}).") from error
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        image.close()
+        raise CaptureError(
+            f"{name}: {image.width} x {image.height} pixels are more than the {MAX_IMAGE_PIXELS} that are allowed."
+        )
+    return image
+
+
+def upright_turns(image: PIL.Image.Image) -> int:
+    """Quarter turns, counter-clockwise, that the EXIF orientation asks for. Raises [`CaptureError`] for a mirrored
+    photo: no camera sees that."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 0  # getexif() would decode the whole image, to look behind the pixels
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    if image.format == "TIFF" and orientation != 1:
+        raise CaptureError(f"{image.filename}: a TIFF photo with a rotation is not supported: save it upright.")
+    if orientation in (2, 4, 5, 7):
+        raise CaptureError(f"{image.filename}: the EXIF orientation {orientation} mirrors the photo.")
+    return {3: 2, 6: 3, 8: 1}.get(orientation, 0)
+
+
+def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> PIL.Image.Image:
+    """8-bit RGB of any PIL image; transparency is laid over `background`."""
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey: PIL's own conversion clips it
+        values = np.asarray(image).astype(np.int64)
+        values = values if values.size and values.max() <= 255 and image.mode == "I" else values / 257
+        image = PIL.Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point images are not supported: their range is not known")
+    if "A" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        canvas = PIL.Image.new("RGBA", image.size, (*background, 255))
+        image = PIL.Image.alpha_composite(canvas, image)
+    return image.convert("RGB")
+
+
+def as_image_tensor(
+    image: Any, name: str = "images", background: tuple[int, int, int] = (255, 255, 255), exif: bool = True
+) -> torch.Tensor:
+    """
+    One image as a float32 tensor `[3, H, W]` in [0, 1], upright unless `exif` is false.
+
+    Takes a path, a PIL image, an array `[H, W, 3]` or `[H, W]`, or a tensor `[3, H, W]` or `[1, H, W]`; arrays and
+    tensors are uint8, or floating point in [0, 1]. Raises `ValueError` otherwise.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        image = load_image(image, background, exif)
+    elif isinstance(image, PIL.Image.Image):
+        try:
+            image = to_rgb(PIL.ImageOps.exif_transpose(image) if exif else image, background)
+        except OSError as error:
+            raise CaptureError(f"`{name}`: the image is damaged or cut short ({error}).") from error
+    if isinstance(image, PIL.Image.Image):
+        array = torch.from_numpy(np.array(image))
+        return array.permute(2, 0, 1).to(torch.float32) / 255
+    if isinstance(image, np.ndarray):
+        array = torch.from_numpy(np.ascontiguousarray(image))
+        tensor = array.unsqueeze(0) if array.ndim == 2 else array.movedim(-1, 0)
+    elif torch.is_tensor(image):
+        tensor = image
+    else:
+        raise ValueError(
+            f"`{name}` must hold PIL images, paths, numpy arrays or torch tensors, got {type(image).__name__}."
+        )
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
+        raise ValueError(
+            f"`{name}` must hold arrays [H, W, 3] or tensors [3, H, W], got shape {list(image.shape)}"
+            f" ({type(image).__name__})."
+        )
+    if tensor.dtype == torch.uint8:
+        tensor = tensor.to(torch.float32) / 255
+    if not tensor.is_floating_point():
+        raise ValueError(f"`{name}` must be uint8 or floating point, got {tensor.dtype}.")
+    tensor = tensor.to(torch.float32)
+    low, high = tensor.min().item(), tensor.max().item()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise ValueError(f"`{name}` must lie in [0, 1] (or be uint8), got values from {low:.4g} to {high:.4g}.")
+    return tensor.clamp(0, 1).expand(3, -1, -1)
+
+
+def tensor_to_image(tensor: torch.Tensor) -> PIL.Image.Image:
+    """A tensor `[3, H, W]` in [0, 1] as a PIL image."""
+    array = (tensor.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return PIL.Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+
+
+def crop_and_resize(
+    images: torch.Tensor,  # [..., C, H, W]
+    cameras: Cameras | None,
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
+) -> tuple[torch.Tensor, Cameras | None]:
+    """
+    Cuts `box` (top, left, height, width, in whole pixels) out of images and resizes it to `size` (height, width), and
+    moves the cameras along. A box that reaches outside is padded with black. Bicubic, anti-aliased, clamped to the
+    range of the input.
+    """
+    top, left, height, width = box
+    full_height, full_width = images.shape[-2:]
+    if height < 1 or width < 1 or min(size) < 1:
+        raise ValueError(f"`box` and `size` must not be empty, got box {box} and size {size}.")
+    padding = (-left, left + width - full_width, -top, top + height - full_height)
+    images = F.pad(images, padding)  # negative padding crops
+    if tuple(size) != (height, width):
+        low, high = images.min(), images.max()
+        flat = images.reshape(-1, *images.shape[-3:])
+        flat = F.interpolate(flat, size=tuple(size), mode="bicubic", antialias=True, align_corners=False)
+        images = flat.reshape(*images.shape[:-2], *size).clamp(low, high)
+    if cameras is not None:
+        cameras = cameras.cropped(top, left, height, width).resized(*size)
+    return images, cameras
+
+
+def fit_views(
+    images: torch.Tensor,  # [..., C, H, W]
+    cameras: Cameras | None,
+    height: int,
+    width: int,
+) -> tuple[torch.Tensor, Cameras | None]:
+    """The largest centred crop of the aspect `width` / `height`, resized to it, with the cameras."""
+    box = center_box(images.shape[-2], images.shape[-1], height, width)
+    return crop_and_resize(images, cameras, box, (height, width))
+
+
+def fit_cameras(cameras: Cameras, height: int, width: int) -> Cameras:
+    """What [`fit_views`] does to the cameras, without images; image sizes may differ."""
+    if not cameras.shape:
+        full_height, full_width = cameras.image_sizes.tolist()
+        return cameras.cropped(*center_box(full_height, full_width, height, width)).resized(height, width)
+    return Cameras.stack([fit_cameras(camera, height, width) for camera in cameras])
+
+
+def center_box(full_height: int, full_width: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the largest centred box with the aspect `width` / `height`, in whole pixels."""
+    scale = min(full_height / height, full_width / width)
+    box_height, box_width = max(1, round(height * scale)), max(1, round(width * scale))
+    return (full_height - box_height) // 2, (full_width - box_width) // 2, box_height, box_width
+
+
+def rotate_views(
+    images: torch.Tensor,  # [..., C, H, W]
+    cameras: Cameras | None,
+    quarter_turns: int,
+) -> tuple[torch.Tensor, Cameras | None]:
+    """Turns images counter-clockwise by quarter turns, and rolls the cameras along."""
+    return torch.rot90(images, quarter_turns, (-2, -1)), cameras and cameras.rolled(quarter_turns)

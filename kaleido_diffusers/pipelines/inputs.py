@@ -1,0 +1,281 @@
+"""What users hand to the pipeline, checked and brought to tensors: images, cameras and times, one scene or many."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from ..captures.images import as_image_tensor, fit_cameras, fit_views
+from ..geometry.cameras import Cameras, check_rigid
+
+
+__all__ = ["ViewInputs", "prepare_view_inputs"]
+
+DEFAULT_FOV = 60.0
+
+
+@dataclass
+class ViewInputs:
+    """
+    References and targets of B scenes at the working size; along V, the N references come first.
+
+    Attributes:
+        pixels (`torch.Tensor` of shape `[B, N, 3, H, W]`): the references, in [-1, 1].
+        poses (`torch.Tensor` of shape `[B, V, 4, 4]`, *optional*): `world_from_camera`, float64.
+        intrinsics (`torch.Tensor` of shape `[B, V, 3, 3]`, *optional*): normalised by width and height.
+        times (`torch.Tensor` of shape `[B, V]`, *optional*): seconds.
+        is_batch (`bool`): whether a batch of scenes was given, or one scene.
+    """
+
+    pixels: torch.Tensor
+    poses: torch.Tensor | None
+    intrinsics: torch.Tensor | None
+    times: torch.Tensor | None
+    is_batch: bool
+
+    @property
+    def num_references(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def num_targets(self) -> int:
+        views = self.times if self.poses is None else self.poses
+        return views.shape[1] - self.num_references
+
+
+def prepare_view_inputs(
+    images: Any,
+    poses: Any,
+    target_poses: Any,
+    intrinsics: Any,
+    target_intrinsics: Any,
+    fov: float | None,
+    frame_times: Any,
+    target_times: Any,
+    height: int,
+    width: int,
+) -> ViewInputs:
+    """Checks the inputs of [`KaleidoViewSynthesisPipeline`] (its docstring describes them) and brings them together.
+
+    Raises `ValueError` that names the argument, what was expected and what came.
+    """
+    images = [] if images is None else images
+    is_batch = _is_batch(images)
+    scenes = list(images) if is_batch else [images]
+    batch_size = len(scenes)
+    shared = {"fov": fov, "height": height, "width": width}
+    arguments = {
+        "poses": poses,
+        "target_poses": target_poses,
+        "intrinsics": intrinsics,
+        "target_intrinsics": target_intrinsics,
+        "frame_times": frame_times,
+        "target_times": target_times,
+    }
+    if is_batch:
+        arguments = {name: _split(value, batch_size, name) for name, value in arguments.items()}
+    else:
+        arguments = {name: [value] for name, value in arguments.items()}
+    prepared = []
+    for number, scene_images in enumerate(scenes):
+        scene_arguments = {name: values[number] for name, values in arguments.items()}
+        prepared.append(_prepare_scene(scene_images, **scene_arguments, **shared))
+    shapes = {(pixels.shape[0], _length(cameras, times)) for pixels, cameras, times in prepared}
+    if len(shapes) != 1:
+        raise ValueError(
+            f"The scenes of a batch must share their numbers of references and targets, got (references, all views)"
+            f" {sorted(shapes)}."
+        )
+    pixels, cameras, times = zip(*prepared)
+    cameras = None if cameras[0] is None else Cameras.stack(cameras)
+    return ViewInputs(
+        pixels=torch.stack(pixels) * 2 - 1,
+        poses=None if cameras is None else cameras.world_from_camera,
+        intrinsics=None if cameras is None else cameras.normalized_intrinsics,
+        times=None if times[0] is None else torch.stack(times),
+        is_batch=is_batch,
+    )
+
+
+def _prepare_scene(
+    images,
+    poses,
+    target_poses,
+    intrinsics,
+    target_intrinsics,
+    fov: float | None,
+    frame_times,
+    target_times,
+    height: int,
+    width: int,
+) -> tuple[torch.Tensor, Cameras | None, torch.Tensor | None]:
+    """References `[N, 3, height, width]` in [0, 1], cameras `[V]` and times `[V]` of one scene."""
+    if isinstance(images, (str, os.PathLike, PIL.Image.Image)) or (hasattr(images, "ndim") and images.ndim == 3):
+        images = [images]
+    images = [as_image_tensor(image) for image in images]
+    times = _times(frame_times, target_times, len(images))
+    if poses is None and target_poses is None and times is None:
+        raise ValueError("Views need `poses`, or `frame_times` and `target_times` (video), or both; got neither.")
+    cameras = None
+    if poses is not None or target_poses is not None:
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        cameras = _cameras(poses, target_poses, intrinsics, target_intrinsics, fov, sizes, (height, width))
+    elif intrinsics is not None or target_intrinsics is not None or fov is not None:
+        raise ValueError("`intrinsics`, `target_intrinsics` and `fov` were given without `poses`.")
+    num_views = _length(cameras, times)
+    if cameras is not None and times is not None and len(cameras) != len(times):
+        raise ValueError(f"`poses` describe {len(cameras)} views, but the times {len(times)}.")
+    if num_views <= len(images):
+        raise ValueError(f"There is nothing to generate: {len(images)} images and {num_views} poses or times.")
+    fitted = [fit_views(image, None, height, width)[0] for image in images]
+    pixels = torch.stack(fitted) if fitted else torch.zeros(0, 3, height, width)
+    return pixels, None if cameras is None else fit_cameras(cameras, height, width), times
+
+
+def _cameras(poses, target_poses, intrinsics, target_intrinsics, fov, sizes, default_size) -> Cameras:
+    """Cameras `[V]` of references, whose images have `sizes`, and targets."""
+    if fov is not None and (intrinsics is not None or isinstance(poses, Cameras)):
+        raise ValueError("`fov` is for poses without intrinsics; intrinsics were given too.")
+    num_references = len(sizes)
+    if target_poses is None:
+        poses = _poses(poses, "poses")
+        if len(poses) <= num_references:
+            raise ValueError(
+                f"`poses` must hold a pose for each of the {num_references} images and at least one more to generate,"
+                f" got {len(poses)}; or pass the targets as `target_poses`."
+            )
+        poses, target_poses = poses[:num_references], poses[num_references:]
+        if intrinsics is not None and target_intrinsics is None and _ndim(intrinsics) == 3:
+            intrinsics, target_intrinsics = intrinsics[:num_references], intrinsics[num_references:]
+            target_intrinsics = target_intrinsics if len(target_intrinsics) else None
+    else:
+        target_poses = _poses(target_poses, "target_poses")
+        poses = target_poses[:0] if poses is None else _poses(poses, "poses")
+        if len(poses) != num_references:
+            raise ValueError(f"`poses` must hold a pose for each of the {num_references} images, got {len(poses)}.")
+        if not len(target_poses):
+            raise ValueError("`target_poses` is empty: there is nothing to generate.")
+    if num_references:
+        references = _with_lens(poses, intrinsics, fov, sizes, "poses", "intrinsics")
+        default = (references.intrinsics[0], sizes[0])
+    else:
+        references, default = None, None
+        target_intrinsics = intrinsics if target_intrinsics is None else target_intrinsics
+    if isinstance(target_poses, Cameras):
+        if target_intrinsics is not None:
+            raise ValueError("`target_intrinsics` was given, but the target cameras have intrinsics already.")
+        targets = target_poses
+    else:
+        size = default_size if default is None else default[1]
+        if target_intrinsics is None and default is not None:
+            target_intrinsics = default[0]
+        names = ("target_poses", "target_intrinsics")
+        targets = _with_lens(target_poses, target_intrinsics, fov, [size] * len(target_poses), *names)
+    return targets if references is None else Cameras.cat([references, targets])
+
+
+def _with_lens(poses, intrinsics, fov, sizes, name: str, intrinsics_name: str) -> Cameras:
+    """Cameras of poses `[V]` and images of `sizes` (height, width)."""
+    if isinstance(poses, Cameras):
+        if intrinsics is not None:
+            raise ValueError(f"`{intrinsics_name}` was given, but the cameras in `{name}` have intrinsics already.")
+        for number, (size, expected) in enumerate(zip(sizes, poses.image_sizes.tolist())):
+            if list(size) != expected:
+                raise ValueError(
+                    f"Image {number} is {size[1]} x {size[0]} pixels, but its camera in `{name}` is for"
+                    f" {expected[1]} x {expected[0]}. Use `Cameras.resized` or `Cameras.cropped`."
+                )
+        return poses
+    image_sizes = torch.tensor(sizes)
+    if intrinsics is not None:
+        return Cameras(poses, _numbers(intrinsics, intrinsics_name), image_sizes)
+    if fov is None:
+        warnings.warn(
+            f"No intrinsics: a horizontal field of view of {DEFAULT_FOV:g} degrees is assumed. Pass `intrinsics`,"
+            " `fov` or `Cameras` if you know better.",
+            stacklevel=2,
+        )
+    return Cameras.from_fov(poses, DEFAULT_FOV if fov is None else fov, image_sizes)
+
+
+def _poses(value, name: str):
+    """`Cameras` `[V]`, or float64 poses `[V, 4, 4]`."""
+    if isinstance(value, Cameras):
+        if len(value.shape) != 1:
+            raise ValueError(f"`{name}` must be cameras of shape [V], got {list(value.shape)}.")
+        return value.to("cpu", torch.float64)
+    poses = _numbers(value, name)
+    if poses.ndim != 3:
+        raise ValueError(f"`{name}` must have shape [V, 4, 4], got {list(poses.shape)}.")
+    check_rigid(poses, name)
+    return poses
+
+
+def _times(frame_times, target_times, num_references: int) -> torch.Tensor | None:
+    if frame_times is None and target_times is None:
+        return None
+    if target_times is None or (frame_times is None and num_references):
+        raise ValueError("`frame_times` and `target_times` must be given together.")
+    parts = []
+    for value, name in ((() if frame_times is None else frame_times, "frame_times"), (target_times, "target_times")):
+        part = _numbers(value, name)
+        if part.ndim != 1 or not part.isfinite().all():
+            raise ValueError(f"`{name}` must be finite seconds [V], got {value!r}.")
+        parts.append(part)
+    if len(parts[0]) != num_references:
+        raise ValueError(f"`frame_times` must hold a time for each of the {num_references} images, got {frame_times}.")
+    return torch.cat(parts)
+
+
+def _numbers(value, name: str) -> torch.Tensor:
+    """Anything array-like as a float64 tensor on the CPU."""
+    try:
+        if isinstance(value, Sequence) and len(value) and torch.is_tensor(value[0]):
+            value = torch.stack(list(value))
+        tensor = value if torch.is_tensor(value) else torch.from_numpy(np.asarray(value, dtype=np.float64))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{name}` must be an array of numbers ({error}).") from error
+    return tensor.detach().to("cpu", torch.float64)
+
+
+def _is_batch(images) -> bool:
+    """Whether `images` is a batch of scenes: a sequence of sequences of images."""
+    if torch.is_tensor(images) or isinstance(images, np.ndarray):
+        return images.ndim == 5
+    if isinstance(images, (str, os.PathLike, PIL.Image.Image)) or not len(images):
+        return False
+    if not isinstance(images, (list, tuple)):  # lazily decoded images of one scene
+        return False
+    first = images[0]
+    if torch.is_tensor(first) or isinstance(first, np.ndarray):
+        return first.ndim == 4
+    return isinstance(first, Sequence) and not isinstance(first, str)
+
+
+def _split(value, batch_size: int, name: str) -> list:
+    """One value a scene."""
+    if value is None:
+        return [None] * batch_size
+    if isinstance(value, Cameras) and len(value.shape) < 2:
+        raise ValueError(f"`{name}` must hold cameras for each of the {batch_size} scenes: a list of `Cameras`.")
+    if (name.endswith("times") and _ndim(value) == 1) or (name.endswith("intrinsics") and _ndim(value) == 2):
+        return [value] * batch_size  # shared by all scenes
+    if len(value) != batch_size:
+        raise ValueError(f"`{name}` must hold one entry for each of the {batch_size} scenes, got {len(value)}.")
+    return [value[i] for i in range(batch_size)]
+
+
+def _ndim(value) -> int:
+    """Dimensions of an array, or of nested sequences."""
+    if hasattr(value, "ndim"):
+        return value.ndim
+    return 1 + (_ndim(value[0]) if len(value) else 0) if isinstance(value, Sequence) else 0
+
+
+def _length(cameras: Cameras | None, times: torch.Tensor | None) -> int:
+    return len(times if cameras is None else cameras)

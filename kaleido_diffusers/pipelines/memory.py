@@ -1,0 +1,162 @@
+# Copyright 2026 The Kaleido for diffusers team.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What targets may attend to: the views of a scene that are known so far, and where they are."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from ..geometry.cameras import Cameras, SceneFrame, view_distances
+from ..models.reference_cache import KaleidoReferenceCache
+from .inputs import ViewInputs
+
+
+__all__ = ["SceneMemory", "ViewGeometry", "ViewMemory"]
+
+
+class ViewGeometry(NamedTuple):
+    """Where and when views are, in the normalised scene. Leading dimensions [B, V]."""
+
+    poses: torch.Tensor | None
+    intrinsics: torch.Tensor | None
+    times: torch.Tensor | None
+
+    def take(self, views: torch.Tensor | Sequence[int] | slice) -> "ViewGeometry":
+        """Some of the views: the same of each row, or `views` `[B, K]`, a choice for each."""
+        if torch.is_tensor(views):
+            views = (torch.arange(len(views)).unsqueeze(-1), views)
+            return ViewGeometry(*(None if x is None else x[views] for x in self))
+        return ViewGeometry(*(None if x is None else x[:, views] for x in self))
+
+    def row(self, index: int) -> "ViewGeometry":
+        """One row, its dimension kept."""
+        return ViewGeometry(*(None if x is None else x[index : index + 1] for x in self))
+
+    def to(self, device: torch.device) -> "ViewGeometry":
+        return ViewGeometry(*(None if x is None else x.to(device) for x in self))
+
+    def distances(self, other: "ViewGeometry") -> torch.Tensor:
+        """`[B, V, V']`, see [`view_distances`]."""
+        return view_distances(self.poses, other.poses, self.times, other.times)
+
+    @classmethod
+    def cat(cls, first: "ViewGeometry", second: "ViewGeometry") -> "ViewGeometry":
+        return cls(*(None if a is None else torch.cat([a, b], dim=1) for a, b in zip(first, second)))
+
+
+class ViewMemory:
+    """
+    What the targets of one scene may attend to: latents of all views known so far, on the CPU, and keys and values of
+    at most `max_views` of them.
+
+    Views are encoded when they are first recalled, as a group that attends to the views recalled with it; a view that
+    was left out meanwhile is encoded again.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[torch.Tensor, ViewGeometry, KaleidoReferenceCache], None],
+        latents: torch.Tensor,  # [1, N, C, h, w]
+        geometry: ViewGeometry,
+        max_views: int | None,
+    ):
+        self._encode = encode
+        self._max_views = max_views
+        self._latents, self._geometry = latents.cpu(), geometry
+        self._group_sizes = [latents.shape[1]]
+        self._cache, self._cached = KaleidoReferenceCache(), []
+
+    def __len__(self) -> int:
+        return self._latents.shape[1]
+
+    @property
+    def overflows(self) -> bool:
+        """Whether there are more views than are recalled at once, so that targets decide which."""
+        return self._max_views is not None and len(self) > self._max_views
+
+    def add(self, latents: torch.Tensor, geometry: ViewGeometry) -> None:
+        """Takes a group of generated views `[1, g, C, h, w]` into the memory."""
+        self._latents = torch.cat([self._latents, latents.cpu()], dim=1)
+        self._geometry = ViewGeometry.cat(self._geometry, geometry)
+        self._group_sizes.append(latents.shape[1])
+
+    def fork(self) -> "ViewMemory":
+        """A memory that starts out the same and goes its own way."""
+        other = ViewMemory(self._encode, self._latents, self._geometry, self._max_views)
+        other._group_sizes = list(self._group_sizes)
+        other._cache = self._cache.select(range(len(self._cache)))
+        other._cached = list(self._cached)
+        return other
+
+    def recall(self, targets: ViewGeometry | None = None) -> KaleidoReferenceCache:
+        """Keys and values of all views, or of the `max_views` nearest to any of `targets`."""
+        chosen = range(len(self))
+        if self.overflows:
+            nearest = self._geometry.distances(targets).amin(-1)[0].argsort(stable=True)
+            chosen = sorted(nearest[: self._max_views].tolist())
+        kept = [place for place, view in enumerate(self._cached) if view in chosen]
+        if len(kept) < len(self._cached):
+            self._cache = self._cache.select(kept)
+            self._cached = [self._cached[place] for place in kept]
+        fresh = [view for view in chosen if view not in self._cached]
+        if fresh:
+            self._encode(self._latents[:, fresh], self._geometry.take(fresh), self._cache)
+            self._cached += fresh
+        return self._cache
+
+    def views(self) -> tuple[torch.Tensor, ViewGeometry, list[int]]:
+        """All latents `[1, n, C, h, w]`, their geometry, and their group numbers."""
+        groups = [number for number, size in enumerate(self._group_sizes) for _ in range(size)]
+        return self._latents, self._geometry, groups
+
+
+@dataclass(frozen=True, eq=False)
+class SceneMemory:
+    """
+    The references of one scene, encoded once for any number of calls: `pipe(memory=memory, target_poses=...)`. Made by
+    [`~KaleidoViewSynthesisPipeline.encode_references`]. A call leaves it as it is; its output has the memory with the
+    generated views.
+
+    Attributes:
+        pipeline ([`KaleidoViewSynthesisPipeline`]): the one that encoded it and can use it.
+        views ([`ViewMemory`]): latents of all views, keys and values.
+        height (`int`): of the views in pixels.
+        width (`int`): likewise.
+        frame ([`SceneFrame`], *optional*): frame and unit that the views were encoded in; `None` for video.
+        lens ([`Cameras`], *optional*): the first reference's camera at the size of the views.
+        start (`torch.Tensor` of shape `[1, 1]`, *optional*): seconds of the first reference; `None` for a still world.
+        max_memory_views (`int`, *optional*): most views that a group attends to.
+    """
+
+    pipeline: DiffusionPipeline = field(repr=False)
+    views: ViewMemory = field(repr=False)
+    height: int
+    width: int
+    frame: SceneFrame | None = None
+    lens: Cameras | None = None
+    start: torch.Tensor | None = None
+    max_memory_views: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def place(self, inputs: ViewInputs) -> ViewGeometry:
+        """Views in the frame, unit and time of this memory, float32."""
+        poses = None if self.frame is None else self.frame.normalize(inputs.poses).float()
+        intrinsics = None if inputs.intrinsics is None else inputs.intrinsics.float()
+        return ViewGeometry(poses, intrinsics, None if self.start is None else (inputs.times - self.start).float())

@@ -1,0 +1,766 @@
+# Copyright 2026 The Kaleido for diffusers team.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Masked autoregressive view synthesis: groups of targets are denoised given a memory of clean views, and join it."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.distributed as dist
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models import AutoencoderKL, AutoencoderTiny
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
+from diffusers.utils import BaseOutput, logging, replace_example_docstring
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..geometry.cameras import Cameras, farthest_views, scene_frame
+from ..loaders.lora import KaleidoLoraLoaderMixin
+from ..models.reference_cache import KaleidoReferenceCache
+from ..models.transformer_kaleido import KaleidoTransformer3DModel
+from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
+from .hub import push_folder
+from .inputs import ViewInputs, prepare_view_inputs
+from .memory import SceneMemory, ViewGeometry, ViewMemory
+
+
+__all__ = ["KaleidoViewSynthesisPipeline", "KaleidoViewSynthesisPipelineOutput"]
+
+logger = logging.get_logger(__name__)  # pylint: disable=invalid-name
+
+GENERATION_ORDERS = ("given", "nearest", "anchors")
+JOINS_MEMORY = ("all", "first", "none")
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, load_scene, sample_capture
+
+        >>> pipe = KaleidoViewSynthesisPipeline.from_pretrained(bundled_checkpoint())
+        >>> scene = load_scene(sample_capture())
+        >>> views = pipe(scene.images[1:5], scene.cameras[1:5], scene.cameras[:1]).images
+        >>> views[0].save("new_view.png")
+        ```
+"""
+
+
+@dataclass
+class KaleidoViewSynthesisPipelineOutput(BaseOutput):
+    """
+    Output of [`KaleidoViewSynthesisPipeline`].
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
+            M views in the order of the targets: PIL images, an array `[M, H, W, 3]` or a tensor `[M, 3, H, W]` in
+            [0, 1], or latents `[M, C, h, w]`. For a batch of scenes there is a leading dimension (a list of lists);
+            with several samples of each target, one after M.
+        memory ([`SceneMemory`], *optional*):
+            Of a call with `memory` and one sample of each target: that memory with the generated views in it.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    memory: "SceneMemory | None" = None
+
+
+class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
+    r"""
+    Synthesises views of a scene from any number of posed reference photos, or frames of a video from other frames
+    (Kaleido, arXiv 2510.04236).
+
+    This model inherits from [`DiffusionPipeline`]. Check the superclass documentation for the generic methods the
+    library implements for all the pipelines (such as downloading or saving, running on a particular device, etc.)
+    LoRA adapters load by [`~loaders.LoraBaseMixin.load_lora_weights`], as in other pipelines.
+
+    Args:
+        transformer ([`KaleidoTransformer3DModel`]):
+            Denoises target views given memory views.
+        scheduler ([`RectifiedFlowViewScheduler`] or [`FlowMatchEulerDiscreteScheduler`]):
+            Integrates the flow from noise to views.
+        vae ([`AutoencoderKL`] or [`AutoencoderTiny`], *optional*):
+            Image autoencoder; each view passes on its own. Without one the transformer works on pixels.
+        prediction_type (`str`, *optional*):
+            What the transformer was trained to predict; the scheduler's `prediction_type` when not given. Saved with
+            the pipeline, so that a scheduler that knows velocities alone is refused where the model predicts `x_0`.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _optional_components = ["vae"]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        transformer: KaleidoTransformer3DModel,
+        scheduler: RectifiedFlowViewScheduler | FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKL | AutoencoderTiny | None = None,
+        prediction_type: str | None = None,
+    ):
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+        if prediction_type is None:
+            prediction_type = scheduler.config.get("prediction_type", "velocity")
+        self.register_to_config(prediction_type=prediction_type)
+        self.vae_scale_factor = 1
+        if vae is not None:
+            channels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
+            self.vae_scale_factor = 2 ** (len(channels) - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_resize=False)
+
+    @property
+    def default_sample_size(self) -> int:
+        """Height and width of views in pixels where none are asked for."""
+        return self.transformer.config.sample_size * self.vae_scale_factor
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any] | None:
+        return self._attention_kwargs
+
+    @property
+    def num_timesteps(self) -> int:
+        """Scheduler steps of the whole call, all groups together."""
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        return self._current_timestep
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    @wraps(DiffusionPipeline.save_pretrained, assigned=())
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs) -> None:
+        """As in diffusers; what `push_to_hub` uploads has a model card, see [`push_folder`]."""
+        names = {"repo_id", "commit_message", "private", "create_pr", "token"} & kwargs.keys()
+        options = {"repo_id": Path(save_directory).name} | {name: kwargs.pop(name) for name in names}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if push_to_hub:
+            push_folder(save_directory, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """As in diffusers, with a model card that tells something, see [`push_folder`]."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return push_folder(
+                folder,
+                repo_id,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                private=private,
+                token=token,
+                create_pr=create_pr,
+                subfolder=subfolder,
+            )
+
+    def check_inputs(
+        self,
+        height: int,
+        width: int,
+        output_type: str,
+        views_per_group: int,
+        max_memory_views: int | None,
+        generation_order: str,
+        joins_memory: str,
+        num_samples: int,
+        use_reference_cache: bool,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> None:
+        """Raises `ValueError` for arguments of `__call__` that cannot be met; images, cameras and times are checked
+        where they are prepared."""
+        multiple = self.vae_scale_factor * self.transformer.config.patch_size
+        if height % multiple or width % multiple or height < 1 or width < 1:
+            raise ValueError(f"`height` and `width` must be multiples of {multiple}, got {height} and {width}.")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+        if generation_order not in GENERATION_ORDERS:
+            raise ValueError(f"`generation_order` must be one of {GENERATION_ORDERS}, got {generation_order!r}.")
+        if joins_memory not in JOINS_MEMORY:
+            raise ValueError(f"`joins_memory` must be one of {JOINS_MEMORY}, got {joins_memory!r}.")
+        counts = {"views_per_group": views_per_group, "num_samples": num_samples}
+        if max_memory_views is not None:
+            counts["max_memory_views"] = max_memory_views
+            if not use_reference_cache:
+                raise ValueError("`max_memory_views` needs the reference cache: leave `use_reference_cache=True`.")
+        for name, value in counts.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got"
+                f" {sorted(unknown)}."
+            )
+        knows_samples = isinstance(self.scheduler, RectifiedFlowViewScheduler)
+        taken = self.scheduler.config.get("prediction_type", "velocity") if knows_samples else "velocity"
+        if self.config.prediction_type != taken:
+            raise ValueError(
+                f"The transformer predicts {self.config.prediction_type!r}, which the {type(self.scheduler).__name__}"
+                f" would take for a {taken!r}. Use `RectifiedFlowViewScheduler.from_config(scheduler.config,"
+                f" prediction_type={self.config.prediction_type!r})`."
+            )
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Views `[B, V, 3, H, W]` in [-1, 1] to latents `[B, V, C, h, w]`, each on its own. Pixels without a VAE."""
+        if self.vae is None:
+            return pixels
+        if not pixels.shape[1]:
+            size = (side // self.vae_scale_factor for side in pixels.shape[-2:])
+            return pixels.new_zeros(len(pixels), 0, self.transformer.config.in_channels, *size)
+        encoded = self.vae.encode(pixels.flatten(0, 1).to(self.vae.dtype))
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        latents = (latents.float() - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
+        return latents.unflatten(0, pixels.shape[:2])
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """The inverse of [`~KaleidoViewSynthesisPipeline.encode_images`]."""
+        if self.vae is None:
+            return latents
+        scaled = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
+        images = self.vae.decode(scaled.flatten(0, 1).to(self.vae.dtype), return_dict=False)[0]
+        return images.float().unflatten(0, latents.shape[:2])
+
+    def prepare_latents(
+        self, shape: tuple[int, ...], latents: torch.Tensor | None, generator, device: torch.device
+    ) -> torch.Tensor:
+        """Noise `[B, M, S, C, h, w]` in the order of the targets; `latents` may lack a B or S of 1, as outputs do."""
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise ValueError(
+                f"`generator` must be one, or one for each of the {shape[0]} scenes; got {len(generator)}."
+            )
+        if latents is None:
+            noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        else:
+            batch, _, samples = shape[:3]
+            squeezed = tuple(n for i, n in enumerate(shape) if not (i == 0 and batch == 1 or i == 2 and samples == 1))
+            if tuple(latents.shape) not in (tuple(shape), squeezed):
+                raise ValueError(f"`latents` must have shape {list(squeezed)}, got {list(latents.shape)}.")
+            noise = latents.to(device, torch.float32).reshape(shape)
+        return noise
+
+    @torch.no_grad()
+    def encode_references(
+        self,
+        images: Any,
+        poses: Any = None,
+        intrinsics: Any = None,
+        fov: float | None = None,
+        frame_times: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        max_memory_views: int | None = None,
+        camera_scale: float = 1.0,
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> SceneMemory:
+        r"""
+        Encodes the references of one scene once, for calls with `memory` that render targets against them.
+
+        Frame and unit of the scene are fixed here, before any target is known: the first reference's camera, and the
+        largest distance between two references. With one reference, or with references in one place, the unit is 1,
+        where a call would take its largest distance to a target: `camera_scale=1 / distance` makes that the unit.
+
+        Args:
+            images (`list` of `PIL.Image.Image`, paths, `np.ndarray` or `torch.Tensor`):
+                N reference views, as in a call.
+            poses ([`Cameras`], `torch.Tensor` or `np.ndarray` of shape `[N, 4, 4]`, *optional*):
+                `world_from_camera`, OpenCV axes. Left out for video.
+            intrinsics (`torch.Tensor` or `np.ndarray` of shape `[3, 3]` or `[N, 3, 3]`, *optional*):
+                As in a call.
+            fov (`float`, *optional*):
+                As in a call.
+            frame_times (`Sequence[float]` of length N, *optional*):
+                As in a call.
+            height (`int`, *optional*):
+                Height of all views in pixels; the transformer's `sample_size` when not given.
+            width (`int`, *optional*):
+                Width of all views in pixels; likewise.
+            max_memory_views (`int`, *optional*):
+                As in a call, for the calls to come.
+            camera_scale (`float`, defaults to `1.0`):
+                Multiplies camera translations after they were normalised.
+            attention_kwargs (`dict`, *optional*):
+                As in a call.
+
+        Returns:
+            [`SceneMemory`]: of this pipeline, while its weights, adapters and device stay as they are.
+        """
+        height, width = height or self.default_sample_size, width or self.default_sample_size
+        self.check_inputs(height, width, "pil", 1, max_memory_views, "given", "all", 1, True, [])
+        if images is None or (hasattr(images, "__len__") and not len(images)):
+            raise ValueError("`images` must hold at least one reference, got none.")
+        # The inputs of a call have targets, and here are none yet: the first reference stands in for them.
+        targets = [None if given is None else given[:1] for given in (poses, frame_times)]
+        inputs = prepare_view_inputs(
+            images, poses, targets[0], intrinsics, None, fov, frame_times, targets[1], height, width
+        )
+        if inputs.is_batch:
+            raise ValueError("`images` must hold the references of one scene, got a batch of scenes.")
+        self._attention_kwargs = attention_kwargs
+        frame = lens = None
+        if inputs.poses is not None:
+            frame = scene_frame(inputs.poses, inputs.num_references, camera_scale)
+            pixels = inputs.intrinsics.new_tensor([width, height, 1])[:, None]
+            lens = Cameras(inputs.poses[0, :1], inputs.intrinsics[0, :1] * pixels, [height, width])
+        start = None if inputs.times is None else inputs.times[:, :1]
+        blank = SceneMemory(self, None, height, width, frame, lens, start, max_memory_views)
+        geometry = blank.place(inputs).take(slice(inputs.num_references))
+        latents = self.encode_images(inputs.pixels.to(self._execution_device)).float()
+        memory = replace(blank, views=ViewMemory(self._encode_memory, latents, geometry, max_memory_views))
+        if not memory.views.overflows:
+            memory.views.recall()
+        self.maybe_free_model_hooks()
+        return memory
+
+    def order_targets(
+        self, references: ViewGeometry, targets: ViewGeometry, generation_order: str, views_per_group: int
+    ) -> list[int]:
+        """
+        The order in which the targets of one scene are generated.
+
+        `"given"` as they are; `"nearest"` always the one nearest to what is known; `"anchors"` first one group spread
+        over the targets, then the nearest.
+
+        Args:
+            references (`ViewGeometry` with leading dimensions `[1, N]`): the references.
+            targets (`ViewGeometry` with leading dimensions `[1, M]`): the targets.
+            generation_order (`str`): `"given"`, `"nearest"` or `"anchors"`.
+            views_per_group (`int`): the number of anchors.
+        """
+        between = targets.distances(targets)[0]
+        if generation_order == "given":
+            return list(range(len(between)))
+        order = farthest_views(between, min(views_per_group, len(between))) if generation_order == "anchors" else []
+        gap = torch.cat([targets.distances(references)[0], between[:, order]], dim=1)
+        gap = gap.amin(-1) if gap.shape[1] else torch.zeros(len(between))
+        while len(order) < len(between):
+            rest = [view for view in range(len(between)) if view not in order]
+            order.append(min(rest, key=lambda view: gap[view].item()))
+            gap = torch.minimum(gap, between[:, order[-1]])
+        return order
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        images: Any = None,
+        poses: Any = None,
+        target_poses: Any = None,
+        intrinsics: Any = None,
+        target_intrinsics: Any = None,
+        fov: float | None = None,
+        frame_times: Any = None,
+        target_times: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 25,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 1.0,
+        views_per_group: int = 4,
+        max_memory_views: int | None = None,
+        generation_order: Literal["given", "nearest", "anchors"] = "given",
+        camera_scale: float = 1.0,
+        joins_memory: Literal["all", "first", "none"] = "all",
+        num_samples: int = 1,
+        use_reference_cache: bool = True,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+        memory: SceneMemory | None = None,
+        share_groups: bool = False,
+    ) -> KaleidoViewSynthesisPipelineOutput | tuple:
+        r"""
+        Generates target views from reference views.
+
+        A batch of scenes is a list of lists of images with lists of `Cameras` (or poses `[B, V, 4, 4]`); its scenes
+        share their numbers of references and targets.
+
+        Args:
+            images (`list` of `PIL.Image.Image`, paths, `np.ndarray` or `torch.Tensor`):
+                N reference views, also one alone or none. Arrays `[H, W, 3]` and tensors `[3, H, W]` are uint8 or in
+                [0, 1]. Sizes may differ; each view is centre-cropped to the aspect of the output, its camera with it.
+            poses ([`Cameras`], `torch.Tensor` or `np.ndarray` of shape `[N + M, 4, 4]` or `[N, 4, 4]`, *optional*):
+                `world_from_camera`, OpenCV axes: first those of the references, then, without `target_poses`, those
+                of the targets. Left out for video.
+            target_poses ([`Cameras`], `torch.Tensor` or `np.ndarray` of shape `[M, 4, 4]`, *optional*):
+                `world_from_camera` of the targets.
+            intrinsics (`torch.Tensor` or `np.ndarray` of shape `[3, 3]` or `[N, 3, 3]`, *optional*):
+                `K` in pixels of the given images, for poses without intrinsics.
+            target_intrinsics (`torch.Tensor` or `np.ndarray` of shape `[3, 3]` or `[M, 3, 3]`, *optional*):
+                `K` of the targets in pixels of an image of the first reference's size. Default: the first reference's.
+            fov (`float`, *optional*):
+                Horizontal field of view in degrees, for poses without any intrinsics. Without it 60 is assumed, with a
+                warning.
+            frame_times (`Sequence[float]` of length N, *optional*):
+                Seconds of the references, for video and moving scenes.
+            target_times (`Sequence[float]` of length M, *optional*):
+                Seconds of the targets.
+            height (`int`, *optional*):
+                Height of the generated views in pixels; the transformer's `sample_size` when not given.
+            width (`int`, *optional*):
+                Width of the generated views in pixels; likewise.
+            num_inference_steps (`int`, defaults to `25`):
+                Steps from noise to views.
+            sigmas (`list[float]`, *optional*):
+                A schedule instead of `num_inference_steps`.
+            guidance_scale (`float`, defaults to `1.0`):
+                Classifier-free guidance (arXiv 2207.12598): above 1, targets follow the references more closely at
+                twice the cost. The unconditional branch has no memory.
+            views_per_group (`int`, defaults to `4`):
+                Targets denoised together. Larger groups agree better among themselves.
+            max_memory_views (`int`, *optional*):
+                Keep keys and values of no more than this many views: the nearest to the group. All when not given.
+            generation_order (`str`, defaults to `"given"`):
+                `"given"`, `"nearest"` to the known views first, or `"anchors"`: a spread group, then the nearest.
+            camera_scale (`float`, defaults to `1.0`):
+                Multiplies camera translations after they were normalised.
+            joins_memory (`str`, defaults to `"all"`):
+                Which generated views later groups attend to, along with the references: `"all"`, those of the
+                `"first"` group (with the order `"anchors"` the two passes of Stable Virtual Camera, arXiv 2503.14489:
+                a group spread over the targets, then all others given these), or `"none"`. But for `"all"`, groups
+                after the first do not depend on each other.
+            num_samples (`int`, defaults to `1`):
+                Samples of each target. Samples go separate ways: each has a memory of its own.
+            use_reference_cache (`bool`, defaults to `True`):
+                Whether to encode memory views once instead of at every step. The result is the same.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+                Makes generation deterministic; in a batch, one or one for each scene.
+            latents (`torch.Tensor`, *optional*):
+                Noise to start from, in the shape of an output with `output_type="latent"`.
+            output_type (`str`, defaults to `"pil"`):
+                `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict (`bool`, defaults to `True`):
+                Whether to return a [`KaleidoViewSynthesisPipelineOutput`] instead of a tuple.
+            attention_kwargs (`dict`, *optional*):
+                Passed to the transformer; `scale` multiplies LoRA layers.
+            callback_on_step_end (`Callable`, *optional*):
+                Called as `callback(pipeline, step, timestep, {"latents": ...})` after each scheduler step; `step`
+                counts over all groups, the latents `[rows, targets of the group, C, h, w]` are those of one group.
+            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`):
+                Names of the tensors that the callback gets.
+            memory ([`SceneMemory`], *optional*):
+                References that [`~KaleidoViewSynthesisPipeline.encode_references`] has encoded, instead of `images`
+                and all that describes them. `target_poses` without intrinsics take the first reference's.
+
+        Examples:
+
+        Returns:
+            [`KaleidoViewSynthesisPipelineOutput`] or `tuple`: `images`, in the order of the targets.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+
+        # 1. Check, and bring images and cameras to the working size
+        if memory is not None:
+            given = {
+                "images": images,
+                "poses": poses,
+                "intrinsics": intrinsics,
+                "fov": fov,
+                "frame_times": frame_times,
+            }
+            given |= {"target_intrinsics": target_intrinsics, "max_memory_views": max_memory_views}
+            given |= {"camera_scale": None if camera_scale == 1.0 else camera_scale}
+            self._check_memory(memory, height, width, target_poses, target_times, given)
+            height, width, max_memory_views = memory.height, memory.width, memory.max_memory_views
+        height, width = height or self.default_sample_size, width or self.default_sample_size
+        self.check_inputs(
+            height,
+            width,
+            output_type,
+            views_per_group,
+            max_memory_views,
+            generation_order,
+            joins_memory,
+            num_samples,
+            use_reference_cache,
+            callback_on_step_end_tensor_inputs,
+        )
+        if share_groups:
+            self._check_sharing(joins_memory, generator, latents)
+        if memory is not None and target_poses is not None and not isinstance(target_poses, Cameras):
+            target_intrinsics = memory.lens.intrinsics[0]
+        inputs = prepare_view_inputs(
+            images,
+            poses,
+            target_poses,
+            intrinsics,
+            target_intrinsics,
+            fov,
+            frame_times,
+            target_times,
+            height,
+            width,
+        )
+        self._guidance_scale = guidance_scale
+        self._attention_kwargs = attention_kwargs
+        self._current_timestep = None
+        self._interrupt = False
+        device = self._execution_device
+
+        # 2. References into one memory for each row: a scene, or a sample of a scene
+        if memory is not None:
+            scenes, references, targets = [memory.views], memory.views.views()[1], memory.place(inputs)
+        else:
+            references, targets = self._geometry(inputs, camera_scale)
+            reference_latents = self.encode_images(inputs.pixels.to(device)).float()
+            scenes = [
+                ViewMemory(self._encode_memory, latents, references.row(index), max_memory_views)
+                for index, latents in enumerate(reference_latents.split(1))
+            ]
+        memories = []
+        for scene in scenes:
+            if use_reference_cache and not scene.overflows:
+                scene.recall()
+            first = scene if memory is None else scene.fork()
+            memories += [first, *(scene.fork() for _ in range(num_samples - 1))]
+
+        # 3. Noise and order: noise belongs to a target wherever it comes in the order
+        latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
+        shape = (len(scenes), inputs.num_targets, num_samples, self.transformer.out_channels, *latent_size)
+        noise = self.prepare_latents(shape, latents, generator, device).transpose(1, 2).flatten(0, 1)  # [R, M, ...]
+        orders = [
+            self.order_targets(references.row(i), targets.row(i), generation_order, views_per_group)
+            for i in range(len(scenes))
+        ]
+        order = torch.tensor(orders).repeat_interleave(num_samples, dim=0)  # [R, M]
+        targets = ViewGeometry(*(x if x is None else x.repeat_interleave(num_samples, dim=0) for x in targets))
+
+        # 4. Generate group by group
+        process, num_processes = (dist.get_rank(), dist.get_world_size()) if share_groups else (0, 1)
+        rows = torch.arange(len(order)).unsqueeze(-1)
+        groups = order.split(views_per_group, dim=1)
+        steps = len(self._set_timesteps(num_inference_steps, sigmas, views_per_group, latent_size))
+        self._num_timesteps = steps * len(groups)
+        outputs = torch.zeros_like(noise, device="cpu")
+        if output_type != "latent":
+            outputs = torch.zeros(*order.shape, 3, height, width)
+        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+            for number, group in enumerate(groups):
+                if self.interrupt:  # groups that are not reached stay grey
+                    break
+                joins = joins_memory == "all" or joins_memory == "first" and number == 0
+                if not joins and number % num_processes != process:
+                    progress_bar.update(steps)
+                    continue
+                geometry = targets.take(group)
+                self._set_timesteps(num_inference_steps, sigmas, group.shape[1], latent_size)
+                views = self._denoise(
+                    noise[rows.to(device), group.to(device)],
+                    geometry,
+                    memories,
+                    use_reference_cache,
+                    progress_bar,
+                    number * steps,
+                    callback_on_step_end,
+                    callback_on_step_end_tensor_inputs,
+                )
+                for row, view_memory in enumerate(memories if joins else []):
+                    view_memory.add(views[row : row + 1], geometry.row(row))
+                if joins and process:  # the first process returns what all of them have made
+                    continue
+                outputs[rows, group] = (views if output_type == "latent" else self.decode_latents(views)).float().cpu()
+        if share_groups:
+            outputs = outputs.to(device)
+            dist.all_reduce(outputs)
+            outputs = outputs.cpu()
+
+        # 5. Return in the order asked for
+        self._current_timestep = None
+        outputs = outputs.unflatten(0, (-1, num_samples)).transpose(1, 2)  # [B, M, S, ...]
+        images = self._postprocess(outputs, output_type, inputs.is_batch)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (images,)
+        grown = replace(memory, views=memories[0]) if memory is not None and num_samples == 1 else None
+        return KaleidoViewSynthesisPipelineOutput(images=images, memory=grown)
+
+    @staticmethod
+    def _check_sharing(joins_memory: str, generator, latents: torch.Tensor | None) -> None:
+        """Raises `ValueError` where groups cannot be shared out."""
+        if not (dist.is_available() and dist.is_initialized()):
+            raise ValueError("`share_groups` needs the processes of `torch.distributed`, such as `torchrun` starts.")
+        if joins_memory == "all":
+            raise ValueError(
+                "`share_groups` needs groups that do not depend on each other: pass `joins_memory='first'` or 'none'."
+            )
+        if generator is None and latents is None:
+            raise ValueError("`share_groups` needs the same noise in all processes: pass `generator` or `latents`.")
+
+    def _check_memory(self, memory: SceneMemory, height, width, target_poses, target_times, given: dict) -> None:
+        """Raises `ValueError` for a memory of another pipeline, and for arguments that do not go with a memory."""
+        if memory.pipeline is not self:
+            raise ValueError("`memory` was encoded by another pipeline: encode the references with this one.")
+        for name, value in given.items():
+            if value is not None:
+                hint = "; pass `target_poses` as `Cameras`" if name == "target_intrinsics" else ""
+                raise ValueError(f"`{name}` cannot be given along with `memory`, which settles it{hint}.")
+        if (height or memory.height, width or memory.width) != (memory.height, memory.width):
+            raise ValueError(
+                f"`memory` holds views of {memory.height} x {memory.width} pixels (height x width), but `height` is"
+                f" {height} and `width` {width}."
+            )
+        for name, value, known in (
+            ("target_poses", target_poses, memory.frame),
+            ("target_times", target_times, memory.start),
+        ):
+            if (value is None) != (known is None):
+                raise ValueError(
+                    f"`{name}` must {'not ' * (known is None)}be given with this `memory`: its references"
+                    f" have {'no ' * (known is None)}{'cameras' if name == 'target_poses' else 'times'}."
+                )
+
+    def _geometry(self, inputs: ViewInputs, camera_scale: float) -> tuple[ViewGeometry, ViewGeometry]:
+        """References and targets in the frame and unit of their scene, float32."""
+        poses = inputs.poses
+        if poses is not None:
+            poses = scene_frame(poses, inputs.num_references, camera_scale).normalize(poses).float()
+        intrinsics = None if inputs.intrinsics is None else inputs.intrinsics.float()
+        times = None if inputs.times is None else (inputs.times - inputs.times[:, :1]).float()
+        views = ViewGeometry(poses, intrinsics, times)
+        return views.take(slice(inputs.num_references)), views.take(slice(inputs.num_references, None))
+
+    def _set_timesteps(self, num_inference_steps: int, sigmas, num_targets: int, latent_size) -> torch.Tensor:
+        """Sets the schedule for a group; returns its timesteps."""
+        options = {"sigmas": sigmas} if sigmas is not None else {"num_inference_steps": num_inference_steps}
+        config = self.scheduler.config
+        if sigmas is None and not isinstance(self.scheduler, RectifiedFlowViewScheduler):  # its own ends before 0
+            options = {"sigmas": np.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()}
+        if config.get("use_dynamic_shifting"):
+            patch_size = self.transformer.config.patch_size
+            num_tokens = num_targets * (latent_size[0] // patch_size) * (latent_size[1] // patch_size)
+            if isinstance(self.scheduler, RectifiedFlowViewScheduler):
+                options["mu"] = self.scheduler.calculate_mu(num_tokens)
+            else:
+                slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+                options["mu"] = config.base_shift + slope * (num_tokens - config.base_image_seq_len)
+        self.scheduler.set_timesteps(device=self._execution_device, **options)
+        self.scheduler.set_begin_index(0)
+        return self.scheduler.timesteps
+
+    def _encode_memory(self, latents: torch.Tensor, geometry: ViewGeometry, cache: KaleidoReferenceCache) -> None:
+        """Encodes clean views into a cache. Step caches start afresh, so that they skip nothing here."""
+        device = self._execution_device
+        self._forget_steps()
+        with self.transformer.cache_context("memory"):
+            self.transformer.encode_views(
+                latents.to(device, self.transformer.dtype),
+                **geometry.to(device)._asdict(),
+                cache=cache,
+                attention_kwargs=self.attention_kwargs,
+            )
+
+    def _denoise(
+        self,
+        latents: torch.Tensor,  # [R, g, C, h, w]
+        geometry: ViewGeometry,
+        memories: list[ViewMemory],
+        use_reference_cache: bool,
+        progress_bar,
+        first_step: int,
+        callback,
+        callback_inputs: list[str],
+    ) -> torch.Tensor:
+        """Takes one group of targets from noise to clean latents."""
+        has_memory = len(memories[0]) > 0
+        self._forget_steps()
+        context = self._recall(memories, geometry) if use_reference_cache else self._replay(memories)
+        geometry = geometry.to(latents.device)
+        for index, t in enumerate(self.scheduler.timesteps):
+            if self.interrupt:
+                continue
+            self._current_timestep = t
+            with self.transformer.cache_context("cond"):
+                prediction = self._predict(latents, t, geometry, context if has_memory else {})
+            if self.guidance_scale != 1.0 and has_memory:
+                with self.transformer.cache_context("uncond"):
+                    unconditional = self._predict(latents, t, geometry, {})
+                prediction = torch.lerp(unconditional, prediction, self.guidance_scale)
+            latents = self.scheduler.step(prediction, t, latents, return_dict=False)[0]
+            if callback is not None:
+                tensors = {"latents": latents} if "latents" in callback_inputs else {}
+                latents = callback(self, first_step + index, t, tensors).get("latents", latents)
+            progress_bar.update()
+        return latents
+
+    def _forget_steps(self) -> None:
+        """Empties step caches (FirstBlockCache and its like): what they know belongs to other views."""
+        if self.transformer.is_cache_enabled:
+            self.transformer._reset_stateful_cache()
+
+    def _recall(self, memories: list[ViewMemory], geometry: ViewGeometry) -> dict[str, Any]:
+        """The encoded memory of all rows, as arguments of `_predict`."""
+        caches = [memory.recall(geometry.row(row)) for row, memory in enumerate(memories) if len(memory)]
+        return {"cache": caches[0] if len(caches) == 1 else KaleidoReferenceCache.cat(caches)} if caches else {}
+
+    def _replay(self, memories: list[ViewMemory]) -> dict[str, Any]:
+        """The memory of all rows as it is, to be encoded along with the targets at every step."""
+        device = self._execution_device
+        latents, geometries, groups = zip(*(memory.views() for memory in memories))
+        geometry = ViewGeometry(*(None if x[0] is None else torch.cat(x) for x in zip(*geometries)))
+        return {"memory": (torch.cat(latents).to(device), geometry.to(device), groups[0])}
+
+    def _predict(self, latents, t: torch.Tensor, geometry: ViewGeometry, context: dict[str, Any]) -> torch.Tensor:
+        """What the transformer predicts for noisy targets `[R, g, C, h, w]`, given a cache, a memory or nothing."""
+        num_targets = latents.shape[1]
+        timestep = t.to(latents.device, torch.float32).expand(latents.shape[:2])
+        options = {"cache": context["cache"]} if "cache" in context else {"num_targets": num_targets}
+        if "memory" in context:
+            memory, memory_geometry, groups = context["memory"]
+            latents = torch.cat([memory, latents], dim=1)
+            timestep = torch.cat([timestep.new_zeros(memory.shape[:2]), timestep], dim=1)
+            geometry = ViewGeometry.cat(memory_geometry, geometry)
+            options["view_groups"] = groups + [len(groups)] * num_targets
+        return self.transformer(
+            latents.to(self.transformer.dtype),
+            timestep,
+            **geometry._asdict(),
+            **options,
+            attention_kwargs=self.attention_kwargs,
+            return_dict=False,
+        )[0].float()
+
+    def _postprocess(self, outputs: torch.Tensor, output_type: str, is_batch: bool):
+        """Views `[B, M, S, ...]` as users get them: without a dimension for one scene, or for one sample."""
+        leading = [outputs.shape[0], outputs.shape[1], outputs.shape[2]]
+        leading = leading[not is_batch : 3 if leading[2] > 1 else 2]
+        images = self.image_processor.postprocess(outputs.flatten(0, 2), output_type=output_type)
+        if output_type != "pil":
+            return images.reshape(*leading, *images.shape[1:])
+        for count in reversed(leading[1:]):
+            images = [images[i : i + count] for i in range(0, len(images), count)]
+        return images

@@ -1,0 +1,572 @@
+"""The viewer: fly a camera through a capture, and see what the model makes of the place where it stops."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+
+from ..captures.export import write_video
+from ..captures.images import fit_cameras
+from ..captures.scene import Scene
+from ..geometry.cameras import Cameras, SceneFrame, rotations_from_quaternions
+from ..geometry.choosing import choose_references
+from ..geometry.trajectories import focus_point, keyframes, up_direction
+from ..pipelines.memory import SceneMemory
+from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
+
+
+__all__ = ["LOOPBACK", "MOST_REFERENCES", "LiveScene", "Viewer"]
+
+REFERENCE, KEPT, KEYFRAME = (70, 110, 200), (60, 160, 80), (200, 60, 120)  # colours of frustums
+PHOTO_SIDE = 160  # pixels of the photos in the frustums
+VIEW_SIDE = 384  # pixels of the view on the page: small ones are enlarged
+MOST_POINTS = 50_000
+MOST_REFERENCES, MOST_REMEMBERED = 32, 64  # flights are long: a view attends to no more than the nearest
+START_BEHIND = 0.25  # how far behind a photo the flight starts, of the distance to what the cameras look at
+KEY_STEPS = 16  # pieces of the drawn path between two keyframes
+HELP = "Drag to turn, right-drag to shift, scroll or WASD to fly, click on a photo to go there. Stop, and look."
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class LiveScene:
+    """
+    A capture whose references are encoded once, for views from anywhere.
+
+    Args:
+        pipe ([`KaleidoViewSynthesisPipeline`]): renders.
+        scene ([`Scene`]): the capture.
+        references (`int`): photos given to the model, spread over the capture.
+        height (`int`, *optional*): of the views in pixels; the model's own when not given.
+        width (`int`, *optional*): likewise.
+        seed (`int`): of the noise, the same for each view.
+    """
+
+    def __init__(
+        self,
+        pipe: KaleidoViewSynthesisPipeline,
+        scene: Scene,
+        references: int,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+    ):
+        self.pipe, self.scene, self.seed = pipe, scene, seed
+        self.height, self.width = height or pipe.default_sample_size, width or pipe.default_sample_size
+        self.lens = fit_cameras(scene.cameras[:1], self.height, self.width)
+        self.memory: SceneMemory | None = None  # None until a view asks for it
+        self._of_references: SceneMemory | None = None
+        self._after_view: SceneMemory | None = None
+        self.choose(references)
+
+    def choose(self, references: int) -> None:
+        """Takes another number of references, and forgets the views that were kept."""
+        count = min(references, len(self.scene), MOST_REFERENCES)
+        self.references = choose_references(self.scene.cameras, count, range(len(self.scene)))
+        self.memory = self._of_references = self._after_view = None
+
+    def cameras(self, poses: torch.Tensor) -> Cameras:
+        """Cameras at `poses` `[V, 4, 4]` (`world_from_camera`) with the lens of the capture's first photo."""
+        return Cameras(poses, self.lens.intrinsics[0], self.lens.image_sizes[0])
+
+    def render(
+        self,
+        cameras: Cameras,
+        steps: int,
+        guidance_scale: float = 1.0,
+        on_step: Callable[[int, int], bool] = lambda done, total: True,
+    ) -> list[PIL.Image.Image] | None:
+        """
+        Views from `cameras` `[V]`, or `None` where `on_step` has stopped it. The references are encoded where they are
+        not yet.
+
+        Args:
+            cameras ([`Cameras`] of shape `[V]`): where from.
+            steps (`int`): denoising steps.
+            guidance_scale (`float`): 1 for none.
+            on_step (`Callable`): called with the steps done and all there are; `False` stops.
+        """
+
+        def after_step(pipe, step, _timestep, _tensors):
+            pipe._interrupt = not on_step(step + 1, pipe.num_timesteps)
+            return {}
+
+        out = self.pipe(
+            memory=self._encoded(),
+            target_poses=cameras,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=torch.Generator().manual_seed(self.seed),
+            callback_on_step_end=after_step,
+        )
+        if self.pipe.interrupt:
+            return None
+        if len(cameras) == 1:
+            self._after_view = out.memory
+        return out.images
+
+    def keep(self) -> None:
+        """Adds the view that was rendered last to the memory; flights do not count."""
+        if self._after_view is not None:
+            self.memory, self._after_view = self._after_view, None
+
+    def forget(self) -> None:
+        """Goes back to the references alone."""
+        self.memory, self._after_view = self._of_references, None
+
+    def _encoded(self) -> SceneMemory:
+        if self.memory is None:
+            scene, scale = self.scene, 1.0
+            given = scene.cameras[self.references]
+            reach = (scene.cameras.centers - given.centers[0]).norm(dim=-1).max().item()
+            if len(given) == 1 and reach > 0:  # one reference does not tell the unit, the capture does
+                scale = 1 / reach
+            images = [scene.images[view] for view in self.references]
+            options = {"height": self.height, "width": self.width, "max_memory_views": MOST_REMEMBERED}
+            self.memory = self._of_references = self.pipe.encode_references(
+                images, given, camera_scale=scale, **options
+            )
+        return self.memory
+
+
+class Viewer:
+    """
+    A page, served by viser, with the cameras of a capture in space. When the camera that the user flies stops, the
+    view from there is rendered and shown. For one user: who moved last decides what all browsers see.
+
+    Args:
+        live ([`LiveScene`]): the capture and its model.
+        output (`Path`): folder for flights.
+        host (`str`): address to serve on.
+        port (`int`): likewise; 0 takes a free one.
+        steps (`int`): denoising steps at the start.
+        guidance_scale (`float`): guidance at the start.
+        settle (`float`): seconds for which the camera must stand still.
+    """
+
+    def __init__(
+        self,
+        live: LiveScene,
+        output: Path,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        steps: int = 8,
+        guidance_scale: float = 1.0,
+        settle: float = 0.25,
+    ):
+        self.live, self.output, self.settle = live, Path(output), settle
+        live.pipe.set_progress_bar_config(disable=True)
+        self._place = _place(live.scene.cameras)
+        self._pose: torch.Tensor | None = None  # [4, 4], where the user's camera is
+        self._shown: torch.Tensor | None = None  # [4, 4], where the view on the page is from
+        self._keys: list[torch.Tensor] = []  # [4, 4]
+        self._view_in_space = None
+        self._kept = 0
+        self._flying = True
+        self._drawn: dict[str, list] = {"references": [], "kept": [], "keys": []}
+        self._server = _serve(host, port)
+        self._jobs = _Jobs(self._say)
+        self._build_page(steps, guidance_scale)
+        self._draw_scene()
+        self._server.on_client_connect(self._greet)
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        host = self._server.get_host()
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._server.get_port()}"
+
+    def wait(self) -> None:
+        """Serves until Ctrl-C."""
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stops what is being rendered, and the server."""
+        self._flying = False
+        self._jobs.close()
+        self._server.stop()
+
+    # The page
+
+    def _build_page(self, steps: int, guidance_scale: float) -> None:
+        gui, live = self._server.gui, self.live
+        gui.configure_theme(show_share_button=False, control_width="large")
+        blank = PIL.Image.new("RGB", (live.width, live.height), (235, 235, 235))
+        self._picture = gui.add_image(_enlarged(blank), label="The view from here", format="png")
+        self._status = gui.add_markdown("Waiting for a camera.")
+        gui.add_markdown(HELP)
+        self._keep = gui.add_button(
+            "Add this view to the memory", hint="Views to come attend to it, as to the photos."
+        )
+        self._forget = gui.add_button("Forget added views", disabled=True)
+        with gui.add_folder("Sampling", expand_by_default=False):
+            most = min(len(live.scene), MOST_REFERENCES)
+            self._references = gui.add_slider("References", 1, max(most, 2), 1, min(len(live.references), most))
+            self._steps = gui.add_slider("Steps", 1, max(50, steps), 1, steps)
+            self._guidance = gui.add_slider("Guidance", 1.0, 5.0, 0.1, guidance_scale)
+            self._in_space = gui.add_checkbox("Show it in space", True)
+        with gui.add_folder("Flight"):
+            self._record = gui.add_button("Record a keyframe")
+            self._clear = gui.add_button("Clear the keyframes")
+            self._views = gui.add_slider("Views", 2, 240, 1, 48)
+            self._fps = gui.add_slider("Views a second", 1, 30, 1, 12)
+            self._fly = gui.add_button("Render the flight", hint=f"Writes a video into {self.output}.")
+            self._progress = gui.add_progress_bar(0.0, visible=False)
+            self._cancel = gui.add_button("Cancel", visible=False)
+        self._keep.on_click(lambda _: self._jobs.put("keep", self._keep_view))
+        self._forget.on_click(lambda _: self._jobs.put("forget", self._forget_views))
+        self._references.on_update(lambda _: self._jobs.put("references", self._choose, self.settle))
+        for slider in (self._steps, self._guidance):
+            slider.on_update(lambda _: self._jobs.put("view", self._show_view, self.settle))
+        self._in_space.on_update(lambda _: self._show_in_space())
+        self._record.on_click(lambda _: self._record_key())
+        self._clear.on_click(lambda _: self._clear_keys())
+        self._fly.on_click(lambda _: self._jobs.put("flight", self._render_flight))
+        self._cancel.on_click(lambda _: setattr(self, "_flying", False))
+
+    def _say(self, text: str) -> None:
+        self._status.content = text
+
+    # Space. viser's cameras have OpenCV's axes too; its world is ours, turned so that +Z is up, about what the cameras
+    # look at, in units of their distance from it.
+
+    def _draw_scene(self) -> None:
+        server, live = self._server, self.live
+        server.scene.set_up_direction("+z")
+        if live.scene.points is not None and len(live.scene.points):
+            points = live.scene.points.to("cpu", torch.float64)
+            points = points[torch.linspace(0, len(points) - 1, min(len(points), MOST_POINTS)).long()]
+            poses = torch.eye(4, dtype=torch.float64).repeat(len(points), 1, 1)
+            poses[:, :3, 3] = points
+            placed = self._place.normalize(poses)[:, :3, 3].float().numpy()
+            server.scene.add_point_cloud("/points", placed, (120, 120, 120), point_size=0.003)
+        self._draw_references()
+        others = [view for view in range(len(live.scene)) if view not in live.references]
+        start = live.scene.cameras.world_from_camera[others[0] if others else 0].clone()
+        start[:3, 3] -= START_BEHIND * self._place.scale * start[:3, 2]
+        position, look_at = self._line_of_sight(start)
+        server.initial_camera.position, server.initial_camera.look_at = position, look_at
+        server.initial_camera.fov = self._vertical_fov
+
+    @property
+    def _vertical_fov(self) -> float:
+        return float(torch.deg2rad(self.live.lens.fov[0, 1]))
+
+    def _placed(self, pose: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """A pose `[4, 4]` in viser's world, and how far ahead of it the focus point is."""
+        placed = self._place.normalize(pose[None])[0]
+        return placed, float((-placed[:3, 3] @ placed[:3, 2]).clamp_min(0.2))
+
+    def _line_of_sight(self, pose: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Position in viser's world, and a point ahead, as far as the focus point is."""
+        placed, depth = self._placed(pose)
+        return placed[:3, 3].numpy(), (placed[:3, 3] + depth * placed[:3, 2]).numpy()
+
+    def _frustum(self, name: str, pose: torch.Tensor, lens: Cameras, image: PIL.Image.Image | None, color):
+        """A camera in space; a click on it flies there."""
+        height, width = lens.image_sizes.tolist()
+        if image is not None:
+            image = image.convert("RGB").copy()
+            image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+        handle = self._server.scene.add_camera_frustum(
+            name,
+            fov=float(torch.deg2rad(lens.fov[1])),
+            aspect=width / height,
+            scale=self._frustum_scale,
+            thickness=1.5,
+            thickness_units="screen",
+            color=color,
+            image=None if image is None else np.asarray(image),
+            format="jpeg" if image is None or max(image.size) == PHOTO_SIDE else "png",
+            cast_shadow=False,
+            receive_shadow=False,
+            **self._where(pose),
+        )
+        handle.on_click(lambda event: self._go(event.client, pose))
+        return handle
+
+    def _where(self, pose: torch.Tensor) -> dict[str, np.ndarray]:
+        """Orientation and position in viser's world."""
+        import viser.transforms as tf
+
+        placed = self._place.normalize(pose[None])[0].numpy()
+        return {"wxyz": tf.SO3.from_matrix(placed[:3, :3]).wxyz, "position": placed[:3, 3]}
+
+    def _draw_references(self) -> None:
+        cameras, images = self.live.scene.cameras[self.live.references], self.live.scene.images
+        gaps = torch.cdist(cameras.centers, cameras.centers) / self._place.scale
+        gaps = gaps[gaps > 0]
+        self._frustum_scale = float((0.15 * gaps.median()).clamp(0.03, 0.08)) if len(gaps) else 0.08
+        self._replace(
+            "references",
+            [
+                self._frustum(f"/references/{view}", camera.world_from_camera, camera, images[view], REFERENCE)
+                for view, camera in zip(self.live.references, cameras)
+            ],
+        )
+
+    def _replace(self, kind: str, handles: Sequence = ()) -> None:
+        kept = {handle.name for handle in handles}  # viser has replaced those already
+        for handle in self._drawn[kind]:
+            if handle.name not in kept:
+                handle.remove()
+        self._drawn[kind] = list(handles)
+        self._clear_sight()
+
+    def _go(self, client, pose: torch.Tensor) -> None:
+        position, look_at = self._line_of_sight(pose)
+        with client.atomic():
+            client.camera.position = position
+            client.camera.look_at = look_at
+
+    # Views
+
+    def _greet(self, client) -> None:
+        client.camera.on_update(self._moved)
+        self._moved(client.camera)
+
+    def _moved(self, camera) -> None:
+        placed = torch.eye(4, dtype=torch.float64)
+        placed[:3, :3] = rotations_from_quaternions(F.normalize(torch.from_numpy(camera.wxyz).double(), dim=0))
+        placed[:3, 3] = torch.from_numpy(camera.position)
+        pose = self._place.denormalize(placed[None])[0]
+        if self._pose is not None and torch.allclose(pose, self._pose, rtol=0, atol=1e-6):
+            return  # the window changed, not the camera
+        self._pose = pose
+        self._clear_sight()
+        self._jobs.put("view", self._show_view, self.settle)
+
+    def _stand(self, pose: torch.Tensor, view: PIL.Image.Image) -> None:
+        """Puts a view into space: a screen at the distance of the focus point, as large as it is seen from `pose`."""
+        placed, depth = self._placed(pose)
+        height, width = self.live.lens.image_sizes[0].tolist()
+        (fx, _, cx), (_, fy, cy), _ = self.live.lens.intrinsics[0].tolist()
+        offset = depth * torch.tensor([(width / 2 - cx) / fx, (height / 2 - cy) / fy, 1.0], dtype=torch.float64)
+        self._view_in_space = self._server.scene.add_image(
+            "/view",
+            _enlarged(view),
+            depth * width / fx,
+            depth * height / fy,
+            format="png",
+            visible=self._in_space.value,
+            wxyz=self._where(pose)["wxyz"],
+            position=(placed[:3, 3] + placed[:3, :3] @ offset).numpy(),
+            cast_shadow=False,
+            receive_shadow=False,
+        )
+
+    def _show_in_space(self) -> None:
+        if self._view_in_space is not None:
+            self._view_in_space.visible = self._in_space.value
+
+    def _clear_sight(self) -> None:
+        """Hides the frustums that the camera stands in: they would hide all others."""
+        if self._pose is None:
+            return
+        eye = self._place.normalize(self._pose[None])[0, :3, 3].numpy()
+        for handle in [handle for handles in self._drawn.values() for handle in handles]:
+            away = handle.name == "/keys/path" or np.linalg.norm(handle.position - eye) > 2.5 * self._frustum_scale
+            if handle.visible != away:
+                handle.visible = away
+
+    def _show_view(self) -> None:
+        pose = self._pose
+        if pose is None:
+            return
+        encoded, start = self.live.memory is not None, time.perf_counter()
+        views = self.live.render(
+            self.live.cameras(pose[None]),
+            self._steps.value,
+            self._guidance.value,
+            on_step=lambda _done, _total: not self._jobs.waits("view", "references"),
+        )
+        if views is None:
+            return
+        seconds = time.perf_counter() - start
+        self._picture.image = _enlarged(views[0])
+        self._shown, self._view = pose, views[0]
+        self._stand(pose, views[0])
+        once = "" if encoded else ", of which the photos are encoded only this once"
+        self._say(f"{seconds:.2f} s{once}. {self._memory_line()}")
+
+    def _memory_line(self) -> str:
+        photos = f"{len(self.live.references)} photo{'s' * (len(self.live.references) != 1)}"
+        added = f" and {self._kept} added view{'s' * (self._kept != 1)}" if self._kept else ""
+        return f"The model knows {photos}{added}."
+
+    def _keep_view(self) -> None:
+        if self._shown is None:
+            return
+        before = self.live.memory
+        self.live.keep()
+        if self.live.memory is before:
+            self._say("This view is in the memory already: move on.")
+            return
+        name = f"/kept/{self._kept}"
+        added = self._frustum(name, self._shown, self.live.lens[0], self._view, KEPT)
+        self._replace("kept", [*self._drawn["kept"], added])
+        self._kept += 1
+        self._forget.disabled = False
+        self._say(f"Added. {self._memory_line()}")
+
+    def _forget_views(self) -> None:
+        self.live.forget()
+        self._kept = 0
+        self._forget.disabled = True
+        self._replace("kept")
+        self._show_view()
+
+    def _choose(self) -> None:
+        self.live.choose(self._references.value)
+        self._draw_references()
+        self._forget_views()
+
+    # Flights
+
+    def _record_key(self) -> None:
+        if self._pose is not None:
+            self._keys.append(self._pose)
+            self._draw_keys()
+
+    def _clear_keys(self) -> None:
+        self._keys.clear()
+        self._draw_keys()
+
+    def _draw_keys(self) -> None:
+        lens = self.live.lens[0]
+        drawn = [self._frustum(f"/keys/{i}", pose, lens, None, KEYFRAME) for i, pose in enumerate(self._keys)]
+        if len(self._keys) > 1:
+            path = keyframes(self.live.cameras(torch.stack(self._keys)), KEY_STEPS * (len(self._keys) - 1) + 1)
+            line = self._place.normalize(path.world_from_camera)[:, :3, 3].float()
+            pieces = torch.stack([line[:-1], line[1:]], dim=1).numpy()
+            options = {"colors": KEYFRAME, "thickness": 3.0, "thickness_units": "screen"}
+            drawn.append(self._server.scene.add_line_segments("/keys/path", pieces, **options))
+        self._replace("keys", drawn)
+        self._say(f"{len(self._keys)} keyframe{'s' * (len(self._keys) != 1)}.")
+
+    def _render_flight(self) -> None:
+        if len(self._keys) < 2:
+            self._say("A flight needs at least two keyframes: stop somewhere, record, go on, record.")
+            return
+        path = keyframes(self.live.cameras(torch.stack(self._keys)), self._views.value)
+        self._flying = self._progress.visible = self._cancel.visible = True
+        try:
+            frames = self.live.render(path, self._steps.value, self._guidance.value, self._on_flight_step)
+        finally:
+            self._progress.visible = self._cancel.visible = False
+        if frames is None:
+            self._say("The flight was cancelled.")
+            return
+        self._say(f"Wrote {self._write(frames)}.")
+
+    def _on_flight_step(self, done: int, total: int) -> bool:
+        self._progress.value = 100 * done / total
+        self._say(f"Flight: step {done} of {total}.")
+        return self._flying and not self._jobs.closing
+
+    def _write(self, frames: list[PIL.Image.Image]) -> Path:
+        self.output.mkdir(parents=True, exist_ok=True)
+        stem, number = f"{self.live.scene.name}_flight", 1
+        while list(self.output.glob(f"{stem}_{number}.*")):
+            number += 1
+        file = self.output / f"{stem}_{number}.mp4"
+        try:
+            file = write_video(file, frames, self._fps.value)
+        except ImportError:
+            file = write_video(file.with_suffix(".gif"), frames, self._fps.value)
+        print(f"wrote {file}", flush=True)
+        return file
+
+
+class _Jobs:
+    """A thread that does one job after the other. Of each kind only the newest waits, and it waits for its delay."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self._say = say
+        self._waiting: dict[str, tuple[float, Callable[[], None]]] = {}  # kind -> when it is due, job
+        self._changed = threading.Condition()
+        self.closing = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def put(self, kind: str, job: Callable[[], None], delay: float = 0.0) -> None:
+        with self._changed:
+            self._waiting[kind] = (time.monotonic() + delay, job)
+            self._changed.notify()
+
+    def waits(self, *kinds: str) -> bool:
+        """Whether the job at work is out of date: the viewer closes, or one of these kinds waits."""
+        return self.closing or any(kind in self._waiting for kind in kinds)
+
+    def close(self) -> None:
+        with self._changed:
+            self.closing = True
+            self._changed.notify()
+        self._thread.join(timeout=30)
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._changed:
+            while not self.closing:
+                wait = None
+                if self._waiting:
+                    kind = min(self._waiting, key=lambda kind: self._waiting[kind][0])
+                    wait = self._waiting[kind][0] - time.monotonic()
+                    if wait <= 0:
+                        return self._waiting.pop(kind)[1]
+                self._changed.wait(wait)
+        return None
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            try:
+                job()
+            except Exception as error:  # the page goes on; what failed is said there and in the terminal
+                self._say(f"**This did not work:** {error}")
+                print(f"kaleido: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def _place(cameras: Cameras) -> SceneFrame:
+    """Where the scene stands in viser's world."""
+    centers, up = cameras.centers, up_direction(cameras)
+    extent = (centers - centers[0]).norm(dim=-1).max()
+    if extent <= 1e-9 * centers.abs().max().clamp_min(1e-9):
+        focus = centers[0] + cameras.forward[0]
+    else:
+        focus = focus_point(cameras)
+    aside = torch.eye(3, dtype=torch.float64)[up.abs().argmin()]
+    aside = F.normalize(aside - (aside @ up) * up, dim=0)
+    world_from_scene = torch.eye(4, dtype=torch.float64)
+    world_from_scene[:3, :3] = torch.stack([aside, torch.linalg.cross(up, aside), up], dim=-1)
+    world_from_scene[:3, 3] = focus
+    return SceneFrame(world_from_scene, (centers - focus).norm(dim=-1).median().clamp_min(1e-9))
+
+
+def _enlarged(view: PIL.Image.Image) -> np.ndarray:
+    factor = max(1.0, VIEW_SIDE / max(view.size))
+    size = tuple(round(side * factor) for side in view.size)
+    return np.asarray(view.resize(size, PIL.Image.Resampling.BICUBIC))
+
+
+def _serve(host: str, port: int):
+    try:
+        import viser
+    except ImportError as error:
+        raise ImportError("The viewer needs viser: pip install 'kaleido-diffusers[demo]'.") from error
+
+    class Server(viser.ViserServer):
+        """Without the tunnel to a public server that any browser could ask for."""
+
+        def request_share_url(self, *_args, **_options) -> None:
+            return None
+
+    return Server(host=host, port=port, label="Kaleido", verbose=False)

@@ -1,0 +1,115 @@
+"""WebDataset shards: tar files of scenes, written and read."""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from ..captures.images import as_image_tensor, fit_cameras, fit_views, load_image, tensor_to_image
+from ..captures.readers.shards import ARRAYS, ShardReader
+from ..geometry.cameras import Cameras
+from .samples import SceneSample
+
+
+__all__ = ["ShardSource", "write_shards"]
+
+
+class ShardSource(ShardReader):
+    """
+    Scenes in WebDataset shards, see [`ShardReader`].
+
+    Args:
+        path (`str` or `Path`): a folder of `*.tar`, or one of them.
+        size (`int`, *optional*): height and width to crop and resize to; as stored when not given.
+    """
+
+    def __init__(self, path: str | os.PathLike, size: int | None = None):
+        super().__init__(path)
+        self.size = size
+
+    def __getitem__(self, index: int) -> SceneSample:
+        encoded, arrays = self.parts(index)
+        file, name, _ = self._scenes[index]
+        where = f"{file}, scene {name!r}"
+        images = [as_image_tensor(load_image(io.BytesIO(content), exif=False, name=where)) for content in encoded]
+        return self._sample(images, arrays)
+
+    def _sample(self, images: list[torch.Tensor], arrays: dict[str, torch.Tensor]) -> SceneSample:
+        intrinsics = arrays.get("intrinsics")
+        if self.size is not None:
+            if intrinsics is not None:
+                sizes = torch.tensor([image.shape[-2:] for image in images])
+                scale = torch.nn.functional.pad(sizes.flip(-1), (0, 1), value=1).unsqueeze(-1)
+                cameras = fit_cameras(Cameras(arrays["poses"], intrinsics * scale, sizes), self.size, self.size)
+                intrinsics = cameras.normalized_intrinsics
+            images = [fit_views(image, None, self.size, self.size)[0] for image in images]
+        views = (torch.stack(images) * 255).round().to(torch.uint8)
+        intrinsics = None if intrinsics is None else intrinsics.float()
+        return SceneSample(views, arrays.get("poses"), intrinsics, arrays.get("times"))
+
+
+def write_shards(
+    folder: str | os.PathLike,
+    samples: Iterable[SceneSample],
+    scenes_per_shard: int = 500,
+    quality: int = 95,
+    first: int = 0,
+) -> list[Path]:
+    """
+    Writes scenes as WebDataset shards `shard-NNNNNN.tar`, each complete or not there at all.
+
+    Args:
+        folder (`str` or `Path`):
+            Where to; made if missing. Raises `FileExistsError` when a shard of that name lies there already.
+        samples (`Iterable[SceneSample]`):
+            The scenes.
+        scenes_per_shard (`int`, defaults to `500`):
+            Scenes in a tar file.
+        quality (`int`, defaults to `95`):
+            JPEG quality (4:4:4).
+        first (`int`, defaults to `0`):
+            Number of the first scene, after which scenes and shards are named.
+
+    Returns:
+        `list[Path]`: the shards.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    part, tar = None, None
+    for number, sample in enumerate(samples, start=first):
+        if part is None or number % scenes_per_shard == 0:
+            _finish(part, tar, written)
+            path = folder / f"shard-{number // scenes_per_shard:06d}.tar"
+            if path.exists():
+                raise FileExistsError(f"{path} exists already.")
+            part = path.with_suffix(".tar.part")
+            tar = tarfile.open(part, "w")
+        _add_scene(tar, f"{number:08d}", sample, quality)
+    _finish(part, tar, written)
+    return written
+
+
+def _finish(part: Path | None, tar: tarfile.TarFile | None, written: list[Path]) -> None:
+    if tar is not None:
+        tar.close()
+        written.append(part.rename(part.with_suffix("")))
+
+
+def _add_scene(tar: tarfile.TarFile, name: str, sample: SceneSample, quality: int) -> None:
+    meta = {key: getattr(sample, key).tolist() for key in ARRAYS if getattr(sample, key) is not None}
+    _add(tar, f"{name}/scene.json", json.dumps(meta).encode())
+    for number, view in enumerate(sample.views):
+        buffer = io.BytesIO()
+        tensor_to_image(view / 255).save(buffer, "JPEG", quality=quality, subsampling=0)
+        _add(tar, f"{name}/{number:03d}.jpg", buffer.getvalue())
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
