@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
+from ..loaders.alignment import align_weights
 from ..loaders.lora import AdapterInfo, make_lora_config, save_adapter
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
@@ -370,6 +371,7 @@ class Trainer:
     def _load_weights(self, transformer: KaleidoTransformer3DModel, folder: Path) -> None:
         if self.config.lora.rank:
             set_peft_model_state_dict(transformer, load_file(folder / "adapter.safetensors"))
+            align_weights(transformer)
         else:
             transformer.load_state_dict(KaleidoTransformer3DModel.from_pretrained(folder).state_dict())
 
