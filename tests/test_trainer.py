@@ -16,9 +16,14 @@ from accelerate.state import AcceleratorState
 from conftest import make_pipeline, torchrun
 from safetensors.torch import load_file
 
-from kaleido_diffusers import KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler, sample_capture
+from kaleido_diffusers import (
+    KaleidoTransformer3DModel,
+    KaleidoViewSynthesisPipeline,
+    RectifiedFlowViewScheduler,
+    sample_capture,
+)
 from kaleido_diffusers.training.batches import open_source, validation_samples
-from kaleido_diffusers.training.config import ModelConfig, TrainConfig
+from kaleido_diffusers.training.config import LoraOptions, ModelConfig, TrainConfig
 from kaleido_diffusers.training.loop import Trainer, latest_checkpoint
 from kaleido_diffusers.worlds.shards import write_shards
 from kaleido_diffusers.worlds.sources import SyntheticSource
@@ -83,6 +88,41 @@ def test_a_run_stopped_between_steps_resumes_to_the_same_weights(tmp_path):
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
     assert all(line["activation_1"] > 0 for line in lines if "loss" in line)
     assert (tmp_path / "whole" / "validation-0000012.png").is_file()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_with_default_settings_it_resumes_to_the_same_weights(tmp_path, lora):
+    """Views and widths as users have them. What a run resumes with lies in memory as in the unbroken run: by that
+    kernels round, which ones depends on the machine."""
+    model = {"num_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "ffn_dim": 832}
+    options = {"size": 64, "views": 6, "batch": 2, "steps": 8}
+    options |= {"scenes": 4, "scene_views": 8, "save_every": 100, "render_samples": 1, "validate_every": 100}
+    options |= {"data": ("object",), "tracker": "none", "workers": 0, "validation_scenes": 1, "validation_steps": 1}
+    if lora:
+        base = KaleidoViewSynthesisPipeline(KaleidoTransformer3DModel(**model), RectifiedFlowViewScheduler())
+        base.save_pretrained(tmp_path / "base")
+        options |= {"init_from": tmp_path / "base", "lora": LoraOptions(rank=4)}
+    else:
+        options |= {"model": ModelConfig(**model, patch_size=8)}
+    whole = TrainConfig(output=tmp_path / "whole", **options)
+    Trainer(whole).train()
+    parts = replace(whole, output=tmp_path / "parts", max_minutes=0.0)
+    for _ in range(3):
+        Trainer(parts).train()
+    resumed = Trainer(replace(parts, max_minutes=None))
+    states = [
+        value for optimizer in resumed.optimizers for state in optimizer.state.values() for value in state.values()
+    ]
+    tensors = [*resumed.transformer.parameters(), *resumed.ema.shadow_params, *filter(torch.is_tensor, states)]
+    assert len(states) > 10 and all(tensor.data_ptr() % 64 == 0 for tensor in tensors)
+    resumed.train()
+    files = [
+        path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("checkpoint-8/*/*.safetensors")
+    ]
+    assert len(files) == 2
+    for file in files:
+        a, b = load_file(tmp_path / "whole" / file), load_file(tmp_path / "parts" / file)
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), file
 
 
 def test_killed_five_times_it_ends_in_the_same_weights(tmp_path):

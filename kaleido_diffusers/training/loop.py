@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
+from ..loaders.alignment import align_weights
 from ..loaders.lora import AdapterInfo, make_lora_config, save_adapter
 from ..models.latents import compression, decode_views, encode_views, latent_channels, load_autoencoder
 from ..models.operations import forward_operations
@@ -411,6 +412,7 @@ class Trainer:
     def _load_weights(self, transformer: KaleidoTransformer3DModel, folder: Path) -> None:
         if self.config.lora.rank:
             set_peft_model_state_dict(transformer, load_file(folder / "adapter.safetensors"))
+            align_weights(transformer)
         else:
             transformer.load_state_dict(KaleidoTransformer3DModel.from_pretrained(folder).state_dict())
 
