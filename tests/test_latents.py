@@ -142,9 +142,9 @@ def test_shards_hold_latents(tmp_path):
     read = ShardSource(path)
     assert len(read) == 3 and read.fewest_views == 4
     with torch.no_grad():
-        expected = encode_views(vae, source[2].views.float() / 127.5 - 1)
-    assert read[2].views.dtype == torch.float16
-    torch.testing.assert_close(read[2].views.float(), expected, atol=0.02, rtol=0.02)
+        expected = encode_views(vae, source[2].pixels.float() / 127.5 - 1)
+    assert read[2].pixels.dtype == torch.float16
+    torch.testing.assert_close(read[2].pixels.float(), expected, atol=0.02, rtol=0.02)
     torch.testing.assert_close(read[2].poses, source[2].poses)
     with pytest.raises(CaptureError, match="no pictures"):
         ShardReader(path).parts(0)

@@ -91,9 +91,9 @@ def test_look_ups_repeat_and_choose_the_level():
 def test_worlds_follow_from_their_seed_and_test_meshes_are_kept_apart(meshes):
     first, again = (MeshSource(meshes, num_scenes=3, num_views=2, size=16) for _ in range(2))
     sample = first[1]
-    assert sample.views.shape == (2, 3, 16, 16) and sample.views.dtype == torch.uint8
-    assert torch.equal(sample.views, again[1].views) and torch.equal(sample.poses, again[1].poses)
-    assert not torch.equal(sample.views, first[2].views)
+    assert sample.pixels.shape == (2, 3, 16, 16) and sample.pixels.dtype == torch.uint8
+    assert torch.equal(sample.pixels, again[1].pixels) and torch.equal(sample.poses, again[1].poses)
+    assert not torch.equal(sample.pixels, first[2].pixels)
     names = {split: {path.stem for path in MeshSource(meshes, split=split).files} for split in ("train", "test")}
     assert names["test"] == {"box_4"} and not names["train"] & names["test"]
     with pytest.raises(IndexError):
@@ -113,7 +113,7 @@ def test_shards_of_meshes(meshes, tmp_path, capsys):
     words = f"shard --data {meshes} --scenes 2 --views 3 --size 16 --output {tmp_path}"
     assert main(words.split()) == 0
     source = ShardSource(tmp_path)
-    assert len(source) == 2 and source[0].views.shape == (3, 3, 16, 16) and source[0].poses.shape == (3, 4, 4)
+    assert len(source) == 2 and source[0].pixels.shape == (3, 3, 16, 16) and source[0].poses.shape == (3, 4, 4)
 
 
 def test_folders_without_meshes_and_damaged_files_are_named(tmp_path):
@@ -133,4 +133,4 @@ def test_the_scans_stand_upright_on_the_ground():
     (part,) = source._load(cup)
     size = np.ptp(part.vertices, axis=0)
     np.testing.assert_allclose(size, [0.105, 0.0797, 0.0662], atol=1e-3)
-    assert part.levels[0].shape[:2] == (512, 512) and source[0].views.float().std() > 10
+    assert part.levels[0].shape[:2] == (512, 512) and source[0].pixels.float().std() > 10

@@ -1,7 +1,7 @@
 """Batches that follow from the seed and the number of the step alone, so that a run resumes where it stopped and
 several processes share what one would draw."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,11 +10,12 @@ from ..captures.images import CaptureError
 from ..captures.readers import load_scene
 from ..captures.readers.shards import find_shard
 from ..geometry.choosing import choose_references, sample_view_subset
-from ..worlds.samples import InMemory, SceneSample, SceneSource, scene_sample
+from ..geometry.views import Views
+from ..worlds.samples import InMemory, SceneSource, scene_sample
 from ..worlds.shards import ShardSource
 from ..worlds.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource, capture_views
 from .config import TrainConfig
-from .objective import ViewBatch, ViewPartition, draw_partition
+from .objective import ViewPartition, draw_partition
 
 
 __all__ = [
@@ -53,7 +54,7 @@ def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSo
     raise CaptureError(f"{name!r} is neither a kind of synthetic world ({', '.join(SYNTHETIC_KINDS)}) nor a path.")
 
 
-def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
+def validation_samples(config: TrainConfig) -> list[tuple[Views, int]]:
     """Scenes that training does not see, each with the number of views, the first, that are references; two others are
     to be generated. Of a capture, the targets alone are unseen. Empty when training sees shards and no `validation` is
     named."""
@@ -95,7 +96,7 @@ class TrainingStep:
     """What one process needs for one step."""
 
     step: int
-    batch: ViewBatch  # rows of this process
+    batch: Views  # rows of this process
     encoded: bool  # whether the views are latents already
     partition: ViewPartition
     rows: list[int]  # their numbers in the whole batch
@@ -155,23 +156,17 @@ class StepBatches(torch.utils.data.Dataset):
                 len(sample), sample.cameras, sample.times, config.views, chooser, config.view_mix
             )
             samples.append(sample.select(views))
-        encoded = samples[0].views.dtype != torch.uint8
+        encoded = samples[0].pixels.dtype != torch.uint8
         return TrainingStep(step, _stack(samples), encoded, partition, self.rows)
 
 
-def _stack(samples: list[SceneSample]) -> ViewBatch:
-    """Scenes as a batch; views in [-1, 1]."""
-    arrays = {}
-    for key in ("poses", "intrinsics", "times"):
-        values = [getattr(sample, key) for sample in samples]
-        if any(value is None for value in values) and not all(value is None for value in values):
-            raise CaptureError(
-                f"Scenes with and without {key} cannot share a source: make them two entries of `data`."
-            )
-        arrays[key] = None if values[0] is None else torch.stack(values)
-    views = torch.stack([sample.views for sample in samples])
-    views = views.float() / 127.5 - 1 if views.dtype == torch.uint8 else views.float()
-    times = arrays.pop("times")
-    if times is not None:  # in float32, seconds since an epoch would lose their digits
-        times = (times - times[:, :1]).float()
-    return ViewBatch(views, **arrays, times=times)
+def _stack(samples: list[Views]) -> Views:
+    """Scenes as a batch; pixels in [-1, 1]."""
+    try:
+        batch = Views.stack(samples)
+    except ValueError as error:
+        raise CaptureError(
+            f"{error} Scenes of one source go into one batch: make them two entries of `data`."
+        ) from error
+    pixels = batch.pixels.float() / 127.5 - 1 if batch.pixels.dtype == torch.uint8 else batch.pixels.float()
+    return replace(batch, pixels=pixels)

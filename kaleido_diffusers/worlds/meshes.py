@@ -16,7 +16,7 @@ import PIL.Image
 import torch
 
 from ..captures.images import CaptureError
-from .samples import SceneSample
+from ..geometry.views import Views
 from .synthetic import SPLITS, Dice, place_cameras
 
 
@@ -99,7 +99,7 @@ class MeshSource:
     def __len__(self) -> int:
         return self.num_scenes
 
-    def __getitem__(self, index: int) -> SceneSample:
+    def __getitem__(self, index: int) -> Views:
         if not 0 <= index < self.num_scenes:
             raise IndexError(index)
         dice = Dice(self.first_seed + index)
@@ -114,8 +114,10 @@ class MeshSource:
         scene = _RayScene(parts, surroundings, light / np.linalg.norm(light), dice.uniform(0.35, 0.6).item())
         views = [scene.render(pose.double().numpy(), focal, self.size, self.samples) for pose in poses]
         intrinsics = torch.tensor([[focal, 0.0, 0.5], [0.0, focal, 0.5], [0.0, 0.0, 1.0]])
-        return SceneSample(
-            torch.from_numpy(np.stack(views)), poses.double(), intrinsics.expand(self.num_views, 3, 3).clone()
+        return Views(
+            pixels=torch.from_numpy(np.stack(views)),
+            poses=poses.double(),
+            intrinsics=intrinsics.expand(self.num_views, 3, 3).clone(),
         )
 
     def _arrange(self, dice: Dice) -> tuple[list[_Part], torch.Tensor, torch.Tensor]:

@@ -15,9 +15,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from ..captures.images import as_image_tensor, fit_cameras, fit_views, load_image, tensor_to_image
 from ..captures.readers.shards import ARRAYS, LATENTS, ShardReader
 from ..geometry.cameras import Cameras
+from ..geometry.views import ViewGeometry, Views
 from ..models.latents import encode_views
 from ..models.precision import fast_dtype
-from .samples import SceneSample
 
 
 __all__ = ["ShardSource", "encoded_samples", "write_shards"]
@@ -36,35 +36,29 @@ class ShardSource(ShardReader):
         super().__init__(path)
         self.size = size
 
-    def __getitem__(self, index: int) -> SceneSample:
+    def __getitem__(self, index: int) -> Views:
         if (latents := self.latents(index)) is not None:
-            views, arrays = latents
-            intrinsics = arrays.get("intrinsics")
-            intrinsics = None if intrinsics is None else intrinsics.float()
-            return SceneSample(views, arrays.get("poses"), intrinsics, arrays.get("times"))
+            return Views(pixels=latents[0], **latents[1])
         encoded, arrays = self.parts(index)
         file, name, _ = self._scenes[index]
         where = f"{file}, scene {name!r}"
         images = [as_image_tensor(load_image(io.BytesIO(content), exif=False, name=where)) for content in encoded]
         return self._sample(images, arrays)
 
-    def _sample(self, images: list[torch.Tensor], arrays: dict[str, torch.Tensor]) -> SceneSample:
-        intrinsics = arrays.get("intrinsics")
+    def _sample(self, images: list[torch.Tensor], arrays: dict[str, torch.Tensor]) -> Views:
+        geometry = ViewGeometry(**arrays)
         if self.size is not None:
-            if intrinsics is not None:
+            if geometry.poses is not None:
                 sizes = torch.tensor([image.shape[-2:] for image in images])
-                scale = torch.nn.functional.pad(sizes.flip(-1), (0, 1), value=1).unsqueeze(-1)
-                cameras = fit_cameras(Cameras(arrays["poses"], intrinsics * scale, sizes), self.size, self.size)
-                intrinsics = cameras.normalized_intrinsics
+                cameras = Cameras.from_normalized(geometry.poses, geometry.intrinsics, sizes)
+                geometry = ViewGeometry.of(fit_cameras(cameras, self.size, self.size), geometry.times)
             images = [fit_views(image, None, self.size, self.size)[0] for image in images]
-        views = (torch.stack(images) * 255).round().to(torch.uint8)
-        intrinsics = None if intrinsics is None else intrinsics.float()
-        return SceneSample(views, arrays.get("poses"), intrinsics, arrays.get("times"))
+        return Views.seen((torch.stack(images) * 255).round().to(torch.uint8), geometry)
 
 
 def write_shards(
     folder: str | os.PathLike,
-    samples: Iterable[SceneSample],
+    samples: Iterable[Views],
     scenes_per_shard: int = 500,
     quality: int = 95,
     first: int = 0,
@@ -75,7 +69,7 @@ def write_shards(
     Args:
         folder (`str` or `Path`):
             Where to; made if missing. Raises `FileExistsError` when a shard of that name lies there already.
-        samples (`Iterable[SceneSample]`):
+        samples (`Iterable[Views]`):
             The scenes, of pixels (kept as JPEG) or of latents (kept in float16).
         scenes_per_shard (`int`, defaults to `500`):
             Scenes in a tar file.
@@ -104,18 +98,18 @@ def write_shards(
     return written
 
 
-def encoded_samples(samples: Iterable[SceneSample], vae: ModelMixin) -> Iterator[SceneSample]:
+def encoded_samples(samples: Iterable[Views], vae: ModelMixin) -> Iterator[Views]:
     """Scenes of pixels as scenes of latents, in bfloat16 products where those are faster.
 
     Args:
-        samples (`Iterable[SceneSample]`): scenes of pixels.
+        samples (`Iterable[Views]`): scenes of pixels.
         vae (`ModelMixin`): image autoencoder, see [`load_autoencoder`].
     """
     device = vae.device
     for sample in samples:
         with torch.autocast(device.type, fast_dtype(device.type), enabled=fast_dtype(device.type) != torch.float32):
-            latents = encode_views(vae, sample.views.to(device).float() / 127.5 - 1)
-        yield replace(sample, views=latents.half().cpu())
+            latents = encode_views(vae, sample.pixels.to(device).float() / 127.5 - 1)
+        yield replace(sample, pixels=latents.half().cpu())
 
 
 def _finish(part: Path | None, tar: tarfile.TarFile | None, written: list[Path]) -> None:
@@ -124,15 +118,15 @@ def _finish(part: Path | None, tar: tarfile.TarFile | None, written: list[Path])
         written.append(part.rename(part.with_suffix("")))
 
 
-def _add_scene(tar: tarfile.TarFile, name: str, sample: SceneSample, quality: int) -> None:
+def _add_scene(tar: tarfile.TarFile, name: str, sample: Views, quality: int) -> None:
     meta = {key: getattr(sample, key).tolist() for key in ARRAYS if getattr(sample, key) is not None}
     _add(tar, f"{name}/scene.json", json.dumps(meta).encode())
-    if sample.views.is_floating_point():
+    if sample.pixels.is_floating_point():
         buffer = io.BytesIO()
-        np.save(buffer, sample.views.half().numpy())
+        np.save(buffer, sample.pixels.half().numpy())
         _add(tar, f"{name}/{LATENTS}", buffer.getvalue())
         return
-    for number, view in enumerate(sample.views):
+    for number, view in enumerate(sample.pixels):
         buffer = io.BytesIO()
         tensor_to_image(view / 255).save(buffer, "JPEG", quality=quality, subsampling=0)
         _add(tar, f"{name}/{number:03d}.jpg", buffer.getvalue())

@@ -8,7 +8,8 @@ import torch
 from ..captures.readers import load_scene
 from ..captures.scene import Scene
 from ..geometry.choosing import split_views
-from .samples import SceneSample, scene_sample
+from ..geometry.views import Views
+from .samples import scene_sample
 from .synthetic import SPLITS, make_worlds, render, sample_views
 
 
@@ -66,7 +67,7 @@ class SyntheticSource:
     def __len__(self) -> int:
         return self.num_scenes
 
-    def __getitem__(self, index: int) -> SceneSample:
+    def __getitem__(self, index: int) -> Views:
         if not 0 <= index < self.num_scenes:
             raise IndexError(index)
         seed = self.first_seed + index
@@ -79,8 +80,9 @@ class SyntheticSource:
         images = render(worlds.to(self.device), *arguments, size=(self.size, self.size), samples=self.samples)[0]
         views = (images * 255).round().to(torch.uint8).cpu()
         if self.kind == "video":
-            return SceneSample(views, times=times[0])
-        return SceneSample(views, poses[0].double(), intrinsics[0], times[0] if self.kind == "moving" else None)
+            return Views(pixels=views, times=times[0])
+        times = times[0] if self.kind == "moving" else None
+        return Views(pixels=views, poses=poses[0].double(), intrinsics=intrinsics[0], times=times)
 
 
 def capture_views(scene: Scene, split: str, validation_photos: int = 0) -> list[int]:
@@ -114,7 +116,7 @@ class CaptureSource:
     def __len__(self) -> int:
         return 1
 
-    def __getitem__(self, index: int) -> SceneSample:
+    def __getitem__(self, index: int) -> Views:
         if index != 0:
             raise IndexError(index)
         return self.sample
