@@ -21,8 +21,8 @@ from kaleido_diffusers.models.latents import (
 from kaleido_diffusers.models.precision import fast_dtype, product_speed
 from kaleido_diffusers.training.config import ModelConfig, TrainConfig
 from kaleido_diffusers.training.loop import Trainer
-from kaleido_diffusers.worlds.shards import ShardSource, encoded_samples, write_shards
-from kaleido_diffusers.worlds.sources import SyntheticSource
+from kaleido_diffusers.worlds.shard_writing import encoded_samples, write_shards
+from kaleido_diffusers.worlds.sources import ShardSource, SyntheticSource
 
 
 def small_taef2() -> AutoencoderTAEF2:

@@ -13,7 +13,7 @@ from kaleido_diffusers.captures.images import CaptureError
 from kaleido_diffusers.cli import main
 from kaleido_diffusers.geometry.cameras import look_at
 from kaleido_diffusers.worlds.meshes import MeshSource, _mip_map, _part, _RayScene, _sample, is_mesh_folder
-from kaleido_diffusers.worlds.shards import ShardSource
+from kaleido_diffusers.worlds.sources import ShardSource
 
 
 trimesh = pytest.importorskip("trimesh")

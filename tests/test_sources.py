@@ -11,12 +11,12 @@ from conftest import shared
 from kaleido_diffusers import Cameras, load_scene, sample_capture
 from kaleido_diffusers.captures.scene import CaptureError
 from kaleido_diffusers.geometry.choosing import sample_view_subset
-from kaleido_diffusers.geometry.views import Views
-from kaleido_diffusers.training.batches import StepBatches, open_source, open_sources
+from kaleido_diffusers.geometry.views import Views, as_shown
+from kaleido_diffusers.training.batches import StepBatches, open_sources, source_options
 from kaleido_diffusers.training.config import TrainConfig
 from kaleido_diffusers.worlds.samples import InMemory, scene_sample
-from kaleido_diffusers.worlds.shards import ShardSource, write_shards
-from kaleido_diffusers.worlds.sources import CaptureSource, SyntheticSource
+from kaleido_diffusers.worlds.shard_writing import write_shards
+from kaleido_diffusers.worlds.sources import CaptureSource, ShardSource, SyntheticSource, open_source
 
 
 @pytest.mark.parametrize("kind", ["views", "video", "moving"])
@@ -61,7 +61,7 @@ def test_shards_of_images_of_several_sizes(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(folder, arcname="scene")
     sample = ShardSource(tmp_path / "a.tar", size=8)[0]
-    torch.testing.assert_close(sample.intrinsics[:, [0, 1], [0, 1]], torch.ones(2, 2))
+    torch.testing.assert_close(sample.intrinsics[:, [0, 1], [0, 1]], torch.ones(2, 2).double())
 
 
 def test_views_keep_their_cameras_beyond_a_thousand(tmp_path):
@@ -191,20 +191,21 @@ def test_scenes_that_do_not_fit_together_are_refused(tmp_path):
 def test_times_keep_their_digits(tmp_path):
     sample = SyntheticSource("object", "video", num_scenes=1, num_views=6, size=8)[0]
     late = Views(pixels=sample.pixels, times=sample.times.double() + 1.7e9)
-    batches = [StepBatches(make_config(tmp_path), [[entry]], [1.0])[0].batch.times for entry in (sample, late)]
+    steps = [StepBatches(make_config(tmp_path), [[entry]], [1.0])[0] for entry in (sample, late)]
+    batches = [as_shown(step.batch, 1).times for step in steps]
     torch.testing.assert_close(*batches, rtol=0, atol=1e-5)
 
 
 def test_sources_by_name(tmp_path):
     config = make_config(tmp_path)
-    assert isinstance(open_source(sample_capture(), config), CaptureSource)
+    assert isinstance(open_source(sample_capture(), source_options(config)), CaptureSource)
     write_shards(tmp_path / "s", [SyntheticSource(num_scenes=1, num_views=2, size=8)[0]])
-    assert isinstance(open_source(str(tmp_path / "s"), config), ShardSource)
+    assert isinstance(open_source(str(tmp_path / "s"), source_options(config)), ShardSource)
     with pytest.raises(CaptureError, match="neither a kind of synthetic world"):
-        open_source("nowhere", config)
+        open_source("nowhere", source_options(config))
     with pytest.raises(ValueError, match="positive number"):
         open_sources(make_config(tmp_path, data=("object=-1",)))
-    train, validation = open_source("object", config), open_source("object", config, "validation")
+    train, validation = (open_source("object", source_options(config, split)) for split in ("train", "validation"))
     assert not torch.equal(train[0].pixels, validation[0].pixels)
     kept = InMemory(train)
     assert len(kept) == 6 and torch.equal(kept[2].pixels, train[2].pixels)

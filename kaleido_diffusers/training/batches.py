@@ -12,8 +12,7 @@ from ..captures.readers.shards import find_shard
 from ..geometry.choosing import choose_references, sample_view_subset
 from ..geometry.views import Views
 from ..worlds.samples import InMemory, SceneSource, scene_sample
-from ..worlds.shards import ShardSource
-from ..worlds.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource, capture_views
+from ..worlds.sources import ShardSource, SourceOptions, capture_views, is_rendered, open_source
 from .config import TrainConfig
 from .objective import ViewPartition, draw_partition
 
@@ -21,8 +20,8 @@ from .objective import ViewPartition, draw_partition
 __all__ = [
     "StepBatches",
     "TrainingStep",
-    "open_source",
     "open_sources",
+    "source_options",
     "step_generator",
     "validation_samples",
 ]
@@ -33,25 +32,23 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4099 + stream)
 
 
-def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSource:
-    """A source by its name in `TrainConfig.data` (without weight)."""
-    if name in SYNTHETIC_KINDS:
-        return SyntheticSource(
-            *SYNTHETIC_KINDS[name],
-            split,
-            config.scenes if split == "train" else config.validation_scenes,
-            config.scene_views,
-            config.size,
-            config.spread,
-            config.max_solids,
-            config.render_samples,
-        )
-    path = Path(name)
-    if find_shard(path):
-        return ShardSource(path, config.size)
-    if path.exists():
-        return CaptureSource(path, config.size, split, config.validation_photos)
-    raise CaptureError(f"{name!r} is neither a kind of synthetic world ({', '.join(SYNTHETIC_KINDS)}) nor a path.")
+def source_options(config: TrainConfig, split: str = "train") -> SourceOptions:
+    """How the sources of a run are opened.
+
+    Args:
+        config (`TrainConfig`): settings of the run.
+        split (`str`, defaults to `"train"`): or `"validation"`.
+    """
+    return SourceOptions(
+        size=config.size,
+        split=split,
+        scenes=config.scenes if split == "train" else config.validation_scenes,
+        views=config.scene_views,
+        spread=config.spread,
+        max_solids=config.max_solids,
+        samples=config.render_samples,
+        validation_photos=config.validation_photos,
+    )
 
 
 def validation_samples(config: TrainConfig) -> list[tuple[Views, int]]:
@@ -59,16 +56,17 @@ def validation_samples(config: TrainConfig) -> list[tuple[Views, int]]:
     to be generated. Of a capture, the targets alone are unseen. Empty when training sees shards and no `validation` is
     named."""
     name = config.validation or config.data[0].partition("=")[0]
-    if find_shard(Path(name)) and config.validation is None:
+    is_shard = find_shard(Path(name)) is not None
+    if is_shard and config.validation is None:
         return []
-    if name not in SYNTHETIC_KINDS and Path(name).exists() and not find_shard(Path(name)):
+    if not is_rendered(name) and not is_shard and Path(name).exists():
         scene = load_scene(name, missing="skip")
         targets = capture_views(scene, "validation", config.validation_photos)[: config.validation_photos or 2]
         rest = capture_views(scene, "train", config.validation_photos)
         count = min(config.validation_references, len(rest))
         references = choose_references(scene.cameras, count, rest, scene.cameras[targets])
         return [(scene_sample(scene, config.size, references + targets), len(references))]
-    source = open_source(name, config, "validation")
+    source = open_source(name, source_options(config, "validation"))
     samples = [source[index] for index in range(min(len(source), config.validation_scenes))]
     return [(sample.select(range(min(5, len(sample)))), min(3, len(sample) - 1)) for sample in samples]
 
@@ -78,7 +76,7 @@ def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource],
     sources, weights = [], []
     for entry in config.data:
         name, _, weight = entry.partition("=")
-        source = open_source(name, config)
+        source = open_source(name, source_options(config))
         if isinstance(source, ShardSource) and source.fewest_views < config.views:
             raise CaptureError(f"{name}: has a scene of {source.fewest_views} views; `views` asks for {config.views}.")
         sources.append(InMemory(source, progress) if config.in_memory else source)

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files of scenes, written and read."""
+"""WebDataset shards, written; they are read in `captures/readers/shards.py`, and are a source in `sources.py`."""
 
 import io
 import json
@@ -6,54 +6,22 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
-from ..captures.images import as_image_tensor, fit_cameras, fit_views, load_image, tensor_to_image
-from ..captures.readers.shards import ARRAYS, LATENTS, ShardReader
-from ..geometry.cameras import Cameras
-from ..geometry.views import ViewGeometry, Views
+from ..captures.images import tensor_to_image
+from ..captures.readers.shards import ARRAYS, LATENTS
+from ..files import written_whole
+from ..geometry.views import Views
 from ..models.latents import encode_views
 from ..models.precision import fast_dtype
 
 
-__all__ = ["ShardSource", "encoded_samples", "write_shards"]
-
-
-class ShardSource(ShardReader):
-    """
-    Scenes in WebDataset shards, see [`ShardReader`].
-
-    Args:
-        path (`str` or `Path`): a folder of `*.tar`, or one of them.
-        size (`int`, *optional*): height and width to crop and resize to; as stored when not given.
-    """
-
-    def __init__(self, path: str | os.PathLike, size: int | None = None):
-        super().__init__(path)
-        self.size = size
-
-    def __getitem__(self, index: int) -> Views:
-        if (latents := self.latents(index)) is not None:
-            return Views(pixels=latents[0], **latents[1])
-        encoded, arrays = self.parts(index)
-        file, name, _ = self._scenes[index]
-        where = f"{file}, scene {name!r}"
-        images = [as_image_tensor(load_image(io.BytesIO(content), exif=False, name=where)) for content in encoded]
-        return self._sample(images, arrays)
-
-    def _sample(self, images: list[torch.Tensor], arrays: dict[str, torch.Tensor]) -> Views:
-        geometry = ViewGeometry(**arrays)
-        if self.size is not None:
-            if geometry.poses is not None:
-                sizes = torch.tensor([image.shape[-2:] for image in images])
-                cameras = Cameras.from_normalized(geometry.poses, geometry.intrinsics, sizes)
-                geometry = ViewGeometry.of(fit_cameras(cameras, self.size, self.size), geometry.times)
-            images = [fit_views(image, None, self.size, self.size)[0] for image in images]
-        return Views.seen((torch.stack(images) * 255).round().to(torch.uint8), geometry)
+__all__ = ["encoded_samples", "write_shards"]
 
 
 def write_shards(
@@ -83,19 +51,9 @@ def write_shards(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    part, tar = None, None
-    for number, sample in enumerate(samples, start=first):
-        if part is None or number % scenes_per_shard == 0:
-            _finish(part, tar, written)
-            path = folder / f"shard-{number // scenes_per_shard:06d}.tar"
-            if path.exists():
-                raise FileExistsError(f"{path} exists already.")
-            part = path.with_suffix(".tar.part")
-            tar = tarfile.open(part, "w")
-        _add_scene(tar, f"{number:08d}", sample, quality)
-    _finish(part, tar, written)
-    return written
+    numbered = enumerate(samples, start=first)
+    shards = groupby(numbered, key=lambda scene: scene[0] // scenes_per_shard)
+    return [_write_shard(folder / f"shard-{number:06d}.tar", scenes, quality) for number, scenes in shards]
 
 
 def encoded_samples(samples: Iterable[Views], vae: ModelMixin) -> Iterator[Views]:
@@ -112,10 +70,13 @@ def encoded_samples(samples: Iterable[Views], vae: ModelMixin) -> Iterator[Views
         yield replace(sample, pixels=latents.half().cpu())
 
 
-def _finish(part: Path | None, tar: tarfile.TarFile | None, written: list[Path]) -> None:
-    if tar is not None:
-        tar.close()
-        written.append(part.rename(part.with_suffix("")))
+def _write_shard(path: Path, scenes: Iterable[tuple[int, Views]], quality: int) -> Path:
+    if path.exists():
+        raise FileExistsError(f"{path} exists already.")
+    with written_whole(path) as part, tarfile.open(part, "w") as tar:
+        for number, sample in scenes:
+            _add_scene(tar, f"{number:08d}", sample, quality)
+    return path
 
 
 def _add_scene(tar: tarfile.TarFile, name: str, sample: Views, quality: int) -> None:
