@@ -93,9 +93,9 @@ def test_video_and_cameras_use_one_path():
         model = make_model()
         batch = make_batch()
         if not poses:
-            batch.poses = batch.intrinsics = None
+            batch = replace(batch, poses=None, intrinsics=None)
         if not times:
-            batch.times = None
+            batch = replace(batch, times=None)
         partition = draw_partition(5, torch.Generator().manual_seed(1), num_references=2)
         rectified_flow_loss(model, RectifiedFlowViewScheduler(), batch, partition, torch.Generator()).backward()
         names.add(tuple(name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0))
