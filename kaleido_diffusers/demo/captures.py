@@ -12,11 +12,11 @@ import torch
 
 from ..bundled import sample_capture
 from ..captures.images import CaptureError, load_image, open_image
+from ..captures.pictures import points_near
 from ..captures.posing.reconstruction import find_photos
 from ..captures.readers import READERS, load_scene
 from ..captures.readers.assembly import IMAGE_SUFFIXES, printable
 from ..captures.readers.single_photo import photo_scene
-from ..captures.report import points_near
 from ..captures.scene import Scene
 from ..geometry.cameras import Cameras
 from ..geometry.choosing import split_views

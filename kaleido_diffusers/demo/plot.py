@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..captures.report import FRUSTUM_EDGES, frustum_corners, frustum_size, upright_axes
+from ..captures.pictures import FRUSTUM_EDGES, frustum_corners, frustum_size, upright_axes
 from ..geometry.cameras import Cameras
 from .captures import Capture
 from .views import Plan
