@@ -185,6 +185,22 @@ def test_references_that_see_the_targets():
     assert scores[0] > scores[1] + 0.5, "they tell more of the targets than references that are spread out"
 
 
+def test_the_next_reference_adds_what_is_not_yet_covered():
+    """Two of three targets lie where the first two candidates look, the third where the last does: the last comes
+    second, though the one beside the first sees more."""
+
+    def looking_ahead(places: list[float]) -> Cameras:
+        poses = torch.eye(4, dtype=torch.float64).repeat(len(places), 1, 1)
+        poses[:, 0, 3] = torch.tensor(places)
+        return Cameras.from_fov(poses, 40.0, [16, 16])
+
+    candidates, targets = looking_ahead([0.1, 0.0, 50.0]), looking_ahead([0.0, 0.0, 50.0])
+    assert reference_order(candidates, 3, range(3), targets) == [1, 2, 0]
+    assert choose_references(candidates, 2, range(3), targets) == [1, 2]
+    seen = coverage(candidates, targets).sum(-1)
+    assert seen[1] > seen[0] > seen[2]
+
+
 def test_splits_never_share_views():
     views = list(range(20))
     cases = [None, {"train": views[:12]}, {"train": views[:12], "val": views[12:]}, {"val": [3, 4]}]

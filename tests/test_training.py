@@ -144,6 +144,34 @@ def test_every_parameter_has_one_optimizer():
         assert (id(p) in muon) == is_projection, name
 
 
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_matrices_and_the_rest_move_at_rates_of_their_own_and_norms_never_decay(kind):
+    """Without gradients a step is its decay alone: by `1 - rate x weight_decay` for matrices, nothing for the rest."""
+    model = make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizers = make_optimizers(model, matrix_lr=0.1, other_lr=0.02, weight_decay=0.5, kind=kind)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for optimizer in optimizers:
+        optimizer.step()
+    kept = {"muon": 1 - 0.1 * 0.5, "adamw": 1 - 0.02 * 0.5}[kind]
+    for name, p in model.named_parameters():
+        is_matrix = "transformer_blocks" in name and p.ndim == 2 and "table" not in name
+        torch.testing.assert_close(p, before[name] * (kept if is_matrix else 1.0), msg=name)
+
+
+def test_the_first_step_of_adamw_is_its_rate():
+    model = make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    for optimizer in make_optimizers(model, matrix_lr=0.1, other_lr=0.02):
+        optimizer.step()
+    for name, p in model.named_parameters():
+        if p.ndim != 2 or "transformer_blocks" not in name or "table" in name:
+            torch.testing.assert_close(p, before[name] - 0.02, rtol=0, atol=1e-5, msg=name)
+
+
 def overfit(output: Path, *arguments: str) -> dict:
     command = [sys.executable, str(EXAMPLES / "overfit_capture.py"), "--output", str(output), *arguments]
     result = subprocess.run(command, capture_output=True, text=True)
