@@ -180,9 +180,9 @@ def overfit(output: Path, *arguments: str) -> dict:
 
 
 def test_it_learns_a_capture_and_obeys_the_camera(tmp_path):
-    """Four photos at 32 pixels in about a minute and a half: far above their mean colour, and lost when the poses are
-    swapped."""
-    arguments = "--photos 4 --views 4 --size 32 --layers 3 --heads 2 --minutes 1.5 --batch 8".split()
+    """Two of four photos at 32 pixels after 300 steps: far above their mean colour (13 dB), and lost when the poses are
+    swapped (13.5 dB). Four seeds ended between 34.9 and 38.5 dB."""
+    arguments = "--photos 4 --views 4 --size 32 --layers 3 --heads 2 --steps 300 --batch 8".split()
     result = overfit(tmp_path, "--capture", sample_capture(), *arguments)
     assert min(result["psnr"]) > 20
     swapped = result["psnr with the target poses swapped"]
@@ -192,7 +192,7 @@ def test_it_learns_a_capture_and_obeys_the_camera(tmp_path):
 @pytest.mark.slow
 def test_it_learns_the_fox(fox, tmp_path):
     """The issue's own bar: 25 dB on two targets from six references, 5 dB lost when their poses are swapped."""
-    result = overfit(tmp_path, "--capture", str(fox), "--minutes", "8")
+    result = overfit(tmp_path, "--capture", str(fox), "--steps", "600")
     assert min(result["psnr"]) > 25
     swapped = result["psnr with the target poses swapped"]
     assert min(a - b for a, b in zip(result["psnr"], swapped)) > 5
