@@ -522,3 +522,25 @@ def test_a_cache_that_misses_a_layer_is_refused():
         cache.at(1, 2).extend(x, x)
         with pytest.raises(RuntimeError, match="layer was skipped"):
             cache.commit(2, 1, 4, True, False)
+
+
+@pytest.mark.parametrize("padding", range(0, 64, 8))
+def test_a_loaded_model_computes_what_the_saved_one_did(padding, tmp_path):
+    """Wherever in the file its tensors begin: a single view goes through kernels that round by alignment."""
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length] + b" " * padding
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    loaded = KaleidoTransformer3DModel.from_pretrained(tmp_path)
+    assert all(weight.data_ptr() % 64 == 0 for weight in (*loaded.parameters(), *loaded.buffers()))
+    file.unlink()
+    views = torch.rand(1, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    timestep = torch.full((1, 1), 500.0)
+    with torch.no_grad():
+        a, b = (one(views, timestep, num_targets=1).sample for one in (model, loaded))
+    assert torch.equal(a, b)
+    single = KaleidoTransformer3DModel.from_single_file(dict(model.state_dict()), config=str(tmp_path))
+    assert all(weight.data_ptr() % 64 == 0 for weight in single.parameters())

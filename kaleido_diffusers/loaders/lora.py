@@ -47,6 +47,7 @@ from safetensors.torch import save_file
 
 from ..files import written_whole
 from ..models.reference_cache import AdapterState
+from .alignment import align_weights
 
 
 __all__ = [
@@ -452,6 +453,7 @@ class KaleidoAdapterMixin(PeftAdapterMixin):
             self._check_hotswap(source, kwargs["adapter_name"])
         swaps = hotswap or self._prepare_lora_hotswap_kwargs is not None
         super().load_lora_adapter(source, prefix=prefix, hotswap=hotswap, **kwargs)
+        align_weights(self)
         fresh = {kwargs["adapter_name"]} if hotswap else set(self.__dict__.get("peft_config") or ()) - before
         self._adapters_changed(fresh)
         for adapter in fresh if swaps else ():
@@ -514,6 +516,15 @@ class KaleidoAdapterMixin(PeftAdapterMixin):
         if self._adapted_layers():
             raise ValueError("`fuse_qkv_projections()` would drop adapters: fuse them and unload them first.")
         super().fuse_qkv_projections()
+
+    @classmethod
+    @wraps(ModelMixin.from_pretrained.__func__, assigned=())  # pipelines look at its signature
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs):
+        """As in diffusers. The weights are aligned, so that a loaded model computes what the saved one did, to the
+        bit."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)  # with `output_loading_info`
+        return loaded
 
     @wraps(ModelMixin.save_pretrained, assigned=())  # pipelines look at its signature
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:

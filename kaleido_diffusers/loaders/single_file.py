@@ -27,6 +27,7 @@ from safetensors import safe_open
 from tqdm.auto import tqdm
 
 from ..files import written_whole
+from .alignment import align_weights
 
 
 __all__ = [
@@ -782,4 +783,6 @@ class KaleidoSingleFileMixin(FromOriginalModelMixin):
         with tempfile.TemporaryDirectory() as folder:
             _on_meta(cls, converted.config).save_config(folder)
             options = {**kwargs, "config": folder, "subfolder": None}
-            return super().from_single_file(converted.tensors, **options)
+            model = super().from_single_file(converted.tensors, **options)
+        align_weights(model)
+        return model

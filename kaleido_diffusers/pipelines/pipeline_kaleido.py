@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.models import AutoencoderKL, AutoencoderTiny
+from diffusers.models import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput, logging, replace_example_docstring
@@ -36,6 +36,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..geometry.cameras import Cameras, farthest_views, scene_frame
 from ..loaders.lora import KaleidoLoraLoaderMixin
+from ..models.autoencoder_taef2 import AutoencoderTAEF2
+from ..models.latents import compression, decode_views, encode_views
 from ..models.reference_cache import KaleidoReferenceCache
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
@@ -96,7 +98,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             Denoises target views given memory views.
         scheduler ([`RectifiedFlowViewScheduler`] or [`FlowMatchEulerDiscreteScheduler`]):
             Integrates the flow from noise to views.
-        vae ([`AutoencoderKL`] or [`AutoencoderTiny`], *optional*):
+        vae ([`AutoencoderKL`], [`AutoencoderTiny`], [`AutoencoderDC`] or [`AutoencoderTAEF2`], *optional*):
             Image autoencoder; each view passes on its own. Without one the transformer works on pixels.
         prediction_type (`str`, *optional*):
             What the transformer was trained to predict; the scheduler's `prediction_type` when not given. Saved with
@@ -111,7 +113,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         self,
         transformer: KaleidoTransformer3DModel,
         scheduler: RectifiedFlowViewScheduler | FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL | AutoencoderTiny | None = None,
+        vae: AutoencoderKL | AutoencoderTiny | AutoencoderDC | AutoencoderTAEF2 | None = None,
         prediction_type: str | None = None,
     ):
         super().__init__()
@@ -119,10 +121,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         if prediction_type is None:
             prediction_type = scheduler.config.get("prediction_type", "velocity")
         self.register_to_config(prediction_type=prediction_type)
-        self.vae_scale_factor = 1
-        if vae is not None:
-            channels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
-            self.vae_scale_factor = 2 ** (len(channels) - 1)
+        self.vae_scale_factor = compression(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_resize=False)
 
     @property
@@ -233,23 +232,11 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Views `[B, V, 3, H, W]` in [-1, 1] to latents `[B, V, C, h, w]`, each on its own. Pixels without a VAE."""
-        if self.vae is None:
-            return pixels
-        if not pixels.shape[1]:
-            size = (side // self.vae_scale_factor for side in pixels.shape[-2:])
-            return pixels.new_zeros(len(pixels), 0, self.transformer.config.in_channels, *size)
-        encoded = self.vae.encode(pixels.flatten(0, 1).to(self.vae.dtype))
-        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        latents = (latents.float() - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
-        return latents.unflatten(0, pixels.shape[:2])
+        return encode_views(self.vae, pixels)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """The inverse of [`~KaleidoViewSynthesisPipeline.encode_images`]."""
-        if self.vae is None:
-            return latents
-        scaled = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
-        images = self.vae.decode(scaled.flatten(0, 1).to(self.vae.dtype), return_dict=False)[0]
-        return images.float().unflatten(0, latents.shape[:2])
+        return decode_views(self.vae, latents)
 
     def prepare_latents(
         self, shape: tuple[int, ...], latents: torch.Tensor | None, generator, device: torch.device

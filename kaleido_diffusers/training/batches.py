@@ -96,6 +96,7 @@ class TrainingStep:
 
     step: int
     batch: ViewBatch  # rows of this process
+    encoded: bool  # whether the views are latents already
     partition: ViewPartition
     rows: list[int]  # their numbers in the whole batch
 
@@ -154,7 +155,8 @@ class StepBatches(torch.utils.data.Dataset):
                 len(sample), sample.cameras, sample.times, config.views, chooser, config.view_mix
             )
             samples.append(sample.select(views))
-        return TrainingStep(step, _stack(samples), partition, self.rows)
+        encoded = samples[0].views.dtype != torch.uint8
+        return TrainingStep(step, _stack(samples), encoded, partition, self.rows)
 
 
 def _stack(samples: list[SceneSample]) -> ViewBatch:
@@ -167,7 +169,8 @@ def _stack(samples: list[SceneSample]) -> ViewBatch:
                 f"Scenes with and without {key} cannot share a source: make them two entries of `data`."
             )
         arrays[key] = None if values[0] is None else torch.stack(values)
-    views = torch.stack([sample.views for sample in samples]).float() / 127.5 - 1
+    views = torch.stack([sample.views for sample in samples])
+    views = views.float() / 127.5 - 1 if views.dtype == torch.uint8 else views.float()
     times = arrays.pop("times")
     if times is not None:  # in float32, seconds since an epoch would lose their digits
         times = (times - times[:, :1]).float()

@@ -19,7 +19,7 @@ class SceneSample:
     All views of one scene.
 
     Attributes:
-        views (`torch.Tensor` of shape `[V, 3, H, W]`): uint8.
+        views (`torch.Tensor` of shape `[V, C, H, W]`): uint8 pixels, or latents in floating point.
         poses (`torch.Tensor` of shape `[V, 4, 4]`, *optional*): `world_from_camera`, float64; not in video.
         intrinsics (`torch.Tensor` of shape `[V, 3, 3]`, *optional*): normalised by width and height.
         times (`torch.Tensor` of shape `[V]`, *optional*): seconds.
