@@ -31,8 +31,8 @@ class Lens(Protocol):
 
 @dataclass(frozen=True)
 class RadialTangentialLens:
-    """OpenCV's model of common lenses: radial `k1`, `k2`, `k3`, and `k4`, `k5`, `k6`, which divide; tangential `p1` and
-    `p2`."""
+    """OpenCV's model of common lenses: radial `k1`, `k2`, `k3`, and `k4`, `k5`, `k6`, which divide; tangential `p1`
+    and `p2`."""
 
     k1: float = 0.0
     k2: float = 0.0

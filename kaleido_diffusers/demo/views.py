@@ -121,8 +121,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """The `views` of a `plan` of a `capture`, as many as were finished, and for each the number of the photo to hold it
-    against, the `nearest`."""
+    """The `views` of a `plan` of a `capture`, as many as were finished, and for each the number of the photo to hold
+    it against, the `nearest`."""
 
     capture: Capture
     plan: Plan
