@@ -246,13 +246,15 @@ def view_distances(
         times_a (`torch.Tensor`, *optional*): `[..., A]`, seconds.
         times_b (`torch.Tensor`, *optional*): `[..., B]`, seconds.
     """
+    if (poses_a is None) != (poses_b is None) or (times_a is None) != (times_b is None):
+        raise ValueError("`view_distances` needs poses, or times, of both sides.")
     total = 0.0
-    if poses_a is not None:
+    if poses_a is not None and poses_b is not None:
         centers_a, centers_b = poses_a[..., :3, 3], poses_b[..., :3, 3]
         total = (centers_a.unsqueeze(-2) - centers_b.unsqueeze(-3)).norm(dim=-1)
         trace = torch.einsum("...aij,...bij->...ab", poses_a[..., :3, :3], poses_b[..., :3, :3])
         total = total + torch.acos(((trace - 1) / 2).clamp(-1, 1))
-    if times_a is not None:
+    if times_a is not None and times_b is not None:
         total = total + (times_a.unsqueeze(-1) - times_b.unsqueeze(-2)).abs()
     if not torch.is_tensor(total):
         raise ValueError("`view_distances` needs poses or times.")

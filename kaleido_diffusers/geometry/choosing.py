@@ -197,10 +197,11 @@ def sample_view_subset(
     if draw >= mix[0] + mix[1] or (cameras is None and times is None):
         return order[:count]
     if draw < mix[0]:
-        if cameras is None:
-            closeness = -(times - times[order[0]]).abs()
-        else:
+        if cameras is not None:
             closeness = coverage(cameras, cameras[order[:1]]).mean(-1)
+        else:
+            assert times is not None, "without both, the choice is random"
+            closeness = -(times - times[order[0]]).abs()
         closeness[order[0]] = torch.inf
         chosen = closeness.argsort(descending=True)[:count].tolist()
     else:
