@@ -275,3 +275,9 @@ def test_a_heun_step_out_of_turn_is_refused():
     scheduler.step(x, torch.tensor([[1000.0, 1000.0]]), x)
     with pytest.raises(ValueError, match="second call of a Heun step"):
         scheduler.step(x, torch.tensor([[1000.0, 500.0]]), x)
+
+
+@pytest.mark.parametrize("sigmas", [[1.0, 0.5, 0.5], [0.0], [1.0, 0.5, -0.1], [1.1, 0.5], []])
+def test_schedules_fall_strictly_within_one_and_zero(sigmas):
+    with pytest.raises(ValueError, match="must fall strictly"):
+        RectifiedFlowViewScheduler().set_timesteps(sigmas=sigmas)
