@@ -37,7 +37,11 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal.
+
+    Args:
+        path (`Path`): the file.
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
@@ -46,6 +50,11 @@ def file_digest(path: Path) -> str:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file, whole or not at all."""
+    """Writes a JSON file, whole or not at all.
+
+    Args:
+        path (`Path`): the file.
+        content (`dict`): what it holds.
+    """
     with written_whole(path) as part:
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

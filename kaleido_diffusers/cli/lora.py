@@ -40,6 +40,7 @@ class Lora:
     checkpoint: str = "kaleido-tiny-objects"
     """Pipeline folder (in pixels) to start from, or the name of a bundled checkpoint."""
     lora: Annotated[LoraOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: LoraOptions(rank=64))
+    """The adapter."""
     full: bool = False
     """Train all weights instead of an adapter."""
     size: int | None = None

@@ -36,6 +36,7 @@ class Guard:
         self.app, self.folder, self.limits = app, folder, limits
 
     async def __call__(self, scope, receive, send) -> None:
+        """Answers a request, as ASGI has it: its `scope`, and how to `receive` and `send` messages."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         refusal = self._refusal(scope)

@@ -18,7 +18,11 @@ _CHUNK = 32  # views that pass at once
 
 
 def compression(vae: ModelMixin | None) -> int:
-    """Pixels along a side of a latent cell; 1 without an autoencoder."""
+    """Pixels along a side of a latent cell; 1 without an autoencoder.
+
+    Args:
+        vae (`ModelMixin`, *optional*): the autoencoder, or `None` for pixels.
+    """
     if vae is None:
         return 1
     if ratio := getattr(vae, "spatial_compression_ratio", None):
@@ -28,7 +32,11 @@ def compression(vae: ModelMixin | None) -> int:
 
 
 def latent_channels(vae: ModelMixin | None) -> int:
-    """Channels of a view as the model sees it: 3 for pixels."""
+    """Channels of a view as the model sees it: 3 for pixels.
+
+    Args:
+        vae (`ModelMixin`, *optional*): the autoencoder, or `None` for pixels.
+    """
     return 3 if vae is None else vae.config.latent_channels
 
 

@@ -40,7 +40,11 @@ _PARTITIONS = 64  # of views into groups, for each of which compiled blocks are 
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete `checkpoint-N` of a run."""
+    """The newest complete `checkpoint-N` of a run.
+
+    Args:
+        folder (`Path`): of the run.
+    """
     numbers = _checkpoints(folder)
     return folder / f"checkpoint-{numbers[-1]}" if numbers else None
 
