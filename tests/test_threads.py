@@ -24,7 +24,7 @@ def test_threads_get_the_views_that_they_would_have_got_alone(solver):
             "steps": dice.randint(1, 4),
             "guidance_scale": dice.choice([1.0, 2.0, 4.0]),
             "views_per_group": 3,
-            "seed": seed,
+            "seed": i,
         }
         for i in range(16)
     ]
