@@ -10,7 +10,7 @@ import tyro
 from accelerate import PartialState
 
 from ..captures.export import write_capture, write_colmap, write_video
-from ..captures.images import fit_cameras, tensor_to_image
+from ..captures.images import fit_cameras, save_image, tensor_to_image
 from ..captures.readers.single_photo import is_photo, photo_scene
 from ..captures.scene import Scene
 from ..evaluation.baselines import nearest_reference
@@ -196,12 +196,12 @@ class Render:
         }
         captions = [f"{score:.1f} dB (nearest {base:.1f})" for score, base in zip(scores, baseline)]
         sheet = self.output / f"{scene.name}_sheet.png"
-        contact_sheet(given, rows, captions).save(sheet)
+        save_image(contact_sheet(given, rows, captions), sheet)
         folder = self.output / f"{scene.name}_views"
         folder.mkdir(exist_ok=True)
         views = [folder / f"{target:04d}.png" for target in targets]
         for path, view in zip(views, generated):
-            tensor_to_image(view).save(path)
+            save_image(tensor_to_image(view), path)
         return [sheet, *views]
 
     def _render_path(self, pipe, scene: Scene, references, path: Cameras) -> list[Path]:
