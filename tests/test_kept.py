@@ -1,6 +1,9 @@
 """What was there stays: full disks, kills, Ctrl-C, damaged files and second trainers take nothing away."""
 
+import json
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +12,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from conftest import make_pipeline
@@ -225,3 +229,60 @@ class _Failing:
         folder.mkdir()
         (folder / "model_index.json").write_text("{}")
         raise KeyError
+
+
+# Rendering
+
+
+def render(output: Path, base: Path, *words: str) -> list[str]:
+    return ["render", "sample", "--checkpoint", str(base), "--output", str(output), "--trajectory", "orbit", *words]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("order", ["given", "anchors"])
+def test_an_interrupted_flight_keeps_what_it_had_under_a_name_that_says_so(tmp_path, base, order):
+    (tmp_path / "capture_orbit.mp4").write_text("an earlier, good one")
+    words = render(tmp_path, base, "--targets", "none", "--views", "400", "--steps", "6", "--generation-order", order)
+    with started(*words) as process:
+        bar = b""
+        while not re.search(rb"\| [4-9]\d/600", bar) and process.poll() is None:
+            bar += os.read(process.stderr.fileno(), 4096)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in said, said
+    count = int(re.search(r"stopped\. (\d+) of 400 views are in .*_interrupted\.mp4", said).group(1))
+    assert count % 4 == 0 and 16 <= count < 400
+    (file,) = tmp_path.glob("*_orbit_interrupted.mp4")
+    with av.open(str(file)) as video:
+        assert sum(1 for _ in video.decode(video=0)) == count
+    assert (tmp_path / "capture_orbit.mp4").read_text() == "an earlier, good one"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_kills_leave_nothing_half_in_a_flight_and_its_export(tmp_path, base):
+    """SIGKILL at random moments; the same command then ends what it began."""
+    words = render(tmp_path, base, "--views", "24", "--steps", "1", "--export", "transforms")
+    dice, ended = random.Random(0), False
+    for _ in range(6):
+        with started(*words) as process:
+            wait_for(lambda: list(tmp_path.iterdir()) or process.poll() == 0, process, 60)
+            time.sleep(dice.random() * 0.4)
+            process.kill()
+        for file in tmp_path.glob("*.mp4"):
+            with av.open(str(file)) as video:
+                assert sum(1 for _ in video.decode(video=0)) == 24
+        for export in tmp_path.glob("*_transforms"):
+            assert len(json.loads((export / "transforms.json").read_text())["frames"]) == 30
+            assert len(list((export / "images").iterdir())) == 30
+            shutil.rmtree(export)
+        for file in tmp_path.rglob("*.png"):
+            Image.open(file).load()
+        ended |= main(words) == 0
+        shutil.rmtree(next(tmp_path.glob("*_transforms")))
+    assert ended
