@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -10,6 +11,7 @@ import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 
+from ..files import written_whole
 from ..geometry.cameras import Cameras
 
 
@@ -26,6 +28,7 @@ __all__ = [
     "load_mask",
     "open_image",
     "rotate_views",
+    "save_image",
     "tensor_to_image",
     "to_rgb",
     "upright_turns",
@@ -202,6 +205,24 @@ def tensor_to_image(tensor: torch.Tensor) -> PIL.Image.Image:
     """
     array = (tensor.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return PIL.Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+
+
+def save_image(image: PIL.Image.Image, path: str | os.PathLike, **options) -> Path:
+    """
+    Saves an image, whole or not at all; what was there before stays till then.
+
+    Args:
+        image (`PIL.Image.Image`): to save.
+        path (`str` or `Path`): its suffix says the format.
+        options: of `PIL.Image.Image.save`.
+
+    Returns:
+        `Path`: `path`.
+    """
+    path = Path(path)
+    with written_whole(path) as part:
+        image.save(part, PIL.Image.registered_extensions()[path.suffix.lower()], **options)
+    return path
 
 
 def crop_and_resize(

@@ -13,6 +13,7 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
+from ..files import written_whole
 from ..geometry.cameras import Cameras, look_at, view_distances
 from ..geometry.trajectories import focus_point, up_direction
 from .scene import Scene
@@ -82,8 +83,10 @@ def camera_picture(
     figure.text(0.02, 0.945, count if points is None else f"{count}, {len(points):,} points", fontsize=12, color=_INK)
     if len(cameras) > 1:
         _draw_order(figure, len(cameras))
-    figure.savefig(path, dpi=120)
-    return Path(path)
+    path = Path(path)
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=120, format=path.suffix[1:] or "png")
+    return path
 
 
 @dataclass
@@ -346,8 +349,10 @@ def camera_scene_html(
     script = None if thumbnails is None else _hover_script([_data_url(image) for image in thumbnails])
     page = graph_objects.Figure(traces, layout)
     config = {"displaylogo": False, "showSendToCloud": False}  # plotly would offer to upload the photos
-    page.write_html(path, include_plotlyjs=True, post_script=script, config=config, default_height="95vh")
-    return Path(path)
+    path = Path(path)
+    with written_whole(path) as part:
+        page.write_html(part, include_plotlyjs=True, post_script=script, config=config, default_height="95vh")
+    return path
 
 
 def _trace(graph_objects, places: torch.Tensor, **style):

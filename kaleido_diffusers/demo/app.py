@@ -18,9 +18,10 @@ from .sessions import Session, Sessions
 from .views import Plan, Result, Wish, generate, plan_views, write_files
 
 
-__all__ = ["AUTO", "DemoApp"]
+__all__ = ["AUTO", "WORK", "DemoApp"]
 
 AUTO = "auto"  # the checkpoint that is fitted to the sample capture for it, the other one for all else
+WORK = "work-"  # how folders begin that are removed when their work is done
 _SHOWN = 512  # pixels a side at least of what is compared: browsers would show it as small as it is
 
 
@@ -122,7 +123,7 @@ class DemoApp:
             files (`Sequence[str]`): paths of what was uploaded.
         """
         session = self.sessions[key]
-        work = self._folder / f"work-{secrets.token_hex(8)}"
+        work = self._folder / f"{WORK}{secrets.token_hex(8)}"
         with self._turn(session) as cancelled:
             try:
                 work.mkdir()

@@ -33,6 +33,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionN
 from huggingface_hub.utils import httpx
 
 from ..bundled import BUNDLED
+from ..files import written_whole
 from ..loaders.lora import AdapterInfo, read_adapter_info
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 
@@ -157,7 +158,8 @@ def write_card(folder: str | os.PathLike) -> Path:
     """
     path, fresh = Path(folder) / CARD, model_card(folder)
     card = update_card(_read_card(path), fresh) if path.is_file() else fresh
-    card.save(path)
+    with written_whole(path) as part:
+        card.save(part)
     return path
 
 

@@ -44,6 +44,7 @@ from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewSchedul
 from .hub import push_folder
 from .inputs import ViewInputs, prepare_view_inputs
 from .memory import SceneMemory, ViewGeometry, ViewMemory
+from .turns import one_call_at_a_time
 
 
 __all__ = ["KaleidoViewSynthesisPipeline", "KaleidoViewSynthesisPipelineOutput"]
@@ -285,6 +286,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         return noise
 
     @torch.no_grad()
+    @one_call_at_a_time
     def encode_references(
         self,
         images: Any,
@@ -386,6 +388,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
+    @one_call_at_a_time
     def __call__(
         self,
         images: Any = None,
