@@ -79,7 +79,11 @@ def _span(least: float, largest: float, form: str) -> str:
 
 def capture_summary(scene: Scene) -> CaptureSummary:
     """Counts, sizes, lenses and distances of a capture, and warnings about what a user is likely to trip over. Photos
-    are not decoded."""
+    are not decoded.
+
+    Args:
+        scene ([`Scene`]): the capture.
+    """
     cameras = scene.cameras.to("cpu")
     centers = cameras.centers
     names = [str(view) for view in range(len(cameras))]

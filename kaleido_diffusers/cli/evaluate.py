@@ -11,9 +11,11 @@ import torch
 import tyro
 from tqdm.auto import tqdm
 
+from ..captures.images import save_image
 from ..evaluation.metrics import LPIPS
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate, synthetic_cases
 from ..evaluation.report import contact_sheet, markdown_table, plot_scores
+from ..files import write_text
 from .loading import CaptureOptions, load_pipeline
 
 
@@ -94,13 +96,13 @@ class Evaluate:
         content |= {"by_distance": near_and_far, "scores": result.rows()}
         content = _without_nan(content)
         scores, table = self.output / "scores.json", self.output / "scores.md"
-        scores.write_text(json.dumps(content, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
+        write_text(scores, json.dumps(content, indent=1, allow_nan=False, default=str) + "\n")
         text = markdown_table(summary, COLUMNS)
         if near_and_far:
             columns = {"method": "", "distance": ".2f", "psnr": ".2f", "lpips": ".3f", "views": "d"}
             text += "\nBy the distance of the target from the nearest of 3 references:\n\n"
             text += markdown_table(near_and_far, columns)
-        table.write_text(text, encoding="utf-8")
+        write_text(table, text)
         print(text)
         written = [scores, table]
         try:
@@ -120,8 +122,7 @@ class Evaluate:
         rows = {f"reference {i + 1}": torch.stack([p["references"][i] for p in result.pictures]) for i in range(shown)}
         rows |= {name: torch.stack([picture[name][0] for picture in result.pictures]) for name in names}
         path = self.output / "sheet.png"
-        contact_sheet(torch.zeros(0, 3, 1, 1), rows).save(path)
-        return path
+        return save_image(contact_sheet(torch.zeros(0, 3, 1, 1), rows), path)
 
 
 def _without_nan(value):

@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from ..bundled import resolve_checkpoint, sample_capture
+from ..captures.images import save_image
 from ..captures.readers import load_scene
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate
 from ..evaluation.report import contact_sheet, markdown_table
@@ -38,6 +39,7 @@ class Lora:
     checkpoint: str = "kaleido-tiny-objects"
     """Pipeline folder (in pixels) to start from, or the name of a bundled checkpoint."""
     recipe: Annotated[CaptureRecipe, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureRecipe)
+    """How to train."""
     scored_references: tuple[int, ...] = (3, 6, 12)
     """Numbers of references of the final scores."""
     denoising_steps: int = 25
@@ -59,7 +61,7 @@ class Lora:
         print(table)
         best = f", the best of them after {trainer.best_step}" if trainer.best_step else ""
         print(f"{trainer.step} steps{best}; {trainer.minutes:.1f} minutes; peak memory {_peak_memory()}")
-        sheet.save(folder / "test_photos.png")
+        save_image(sheet, folder / "test_photos.png")
         if not self.recipe.full:
             ours = {f"PSNR, {r['references']} references": r["psnr"] for r in rows if r["model"] == "fine-tuned"}
             info = replace(trainer.adapter_info(), scores=ours)

@@ -34,7 +34,7 @@ class ViewGeometry:
 
     @classmethod
     def of(cls, cameras: Cameras | None, times: torch.Tensor | None = None) -> "ViewGeometry":
-        """That of cameras `[..., V]` and times `[..., V]`, each where given."""
+        """That of `cameras` `[..., V]` and `times` `[..., V]` in seconds, each where given."""
         if cameras is None:
             return ViewGeometry(times=times)
         return ViewGeometry(cameras.world_from_camera, cameras.normalized_intrinsics, times)
@@ -67,30 +67,30 @@ class ViewGeometry:
         return self._each(lambda tensor, dims: tensor[(..., places, *[slice(None)] * dims)])
 
     def rows(self: Bundle, rows: torch.Tensor | Sequence[int] | slice) -> Bundle:
-        """Some of the scenes of a batch, in the order given."""
+        """Some of the scenes of a batch: those with the numbers `rows`, in their order."""
         return self._each(lambda tensor, _: tensor[rows])
 
     def to(self: Bundle, device: torch.device | str) -> Bundle:
-        """The same on another device."""
+        """The same on another `device`."""
         return self._each(lambda tensor, _: tensor.to(device))
 
     def distances(self, other: "ViewGeometry") -> torch.Tensor:
-        """`[..., V, V']`, see [`view_distances`]."""
+        """From these views to those of `other`, `[..., V, V']`, see [`view_distances`]."""
         return view_distances(self.poses, other.poses, self.times, other.times)
 
     @classmethod
     def cat(cls: type[Bundle], parts: Sequence[Bundle]) -> Bundle:
-        """Joins views of the same scenes."""
+        """Joins `parts`, views of the same scenes. Raises `ValueError` where some have poses or times and some do not."""
         return cls._joined(parts, lambda tensors, dims: torch.cat(tensors, dim=-1 - dims))
 
     @classmethod
     def cat_rows(cls: type[Bundle], parts: Sequence[Bundle]) -> Bundle:
-        """Joins batches of scenes."""
+        """Joins `parts`, batches of scenes, likewise."""
         return cls._joined(parts, lambda tensors, _: torch.cat(tensors))
 
     @classmethod
     def stack(cls: type[Bundle], parts: Sequence[Bundle]) -> Bundle:
-        """Scenes `[V]` as a batch `[B, V]`."""
+        """Joins `parts`, scenes `[V]`, to a batch `[B, V]`, likewise."""
         return cls._joined(parts, lambda tensors, _: torch.stack(tensors))
 
     def _tensors(self) -> dict[str, torch.Tensor]:
@@ -114,9 +114,12 @@ class ViewGeometry:
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Views(ViewGeometry):
     """
-    Views with where and when they are: [`ViewGeometry`] and
+    Views with where and when they are.
 
     Attributes:
+        poses (`torch.Tensor` of shape `[..., V, 4, 4]`, *optional*): as in [`ViewGeometry`].
+        intrinsics (`torch.Tensor` of shape `[..., V, 3, 3]`, *optional*): likewise.
+        times (`torch.Tensor` of shape `[..., V]`, *optional*): likewise.
         pixels (`torch.Tensor` of shape `[..., V, C, H, W]`): uint8, or floating point in the range that whoever holds
             them says; or latents.
     """
@@ -125,7 +128,7 @@ class Views(ViewGeometry):
 
     @classmethod
     def seen(cls, pixels: torch.Tensor, geometry: ViewGeometry) -> "Views":
-        """Pixels `[..., V, C, H, W]` with the geometry of the same views."""
+        """`pixels` `[..., V, C, H, W]` with the `geometry` of the same views."""
         return cls(pixels=pixels, **geometry.arguments())
 
     @property
@@ -155,13 +158,20 @@ class ShownFrame:
 
     @classmethod
     def of(cls, views: ViewGeometry, num_references: int, camera_scale: float = 1.0) -> "ShownFrame":
-        """That of views, references first; see [`scene_frame`]."""
+        """
+        That of a scene, see [`scene_frame`].
+
+        Args:
+            views ([`ViewGeometry`]): views in any frame and unit, references first.
+            num_references (`int`): how many are references.
+            camera_scale (`float`, defaults to `1.0`): multiplies normalised translations.
+        """
         frame = None if views.poses is None else scene_frame(views.poses, num_references, camera_scale)
         return cls(frame, None if views.times is None else views.times[..., :1])
 
     def show(self, views: ViewGeometry) -> ViewGeometry:
-        """Geometry as the model is shown it: poses in the frame and unit of the scene, seconds since its first view,
-        all in float32."""
+        """Where and when `views` are as the model is shown it: poses in the frame and unit of the scene, seconds since
+        its first view, all in float32."""
         poses = None if self.frame is None else self.frame.normalize(views.poses).float()
         intrinsics = None if views.intrinsics is None else views.intrinsics.float()
         return ViewGeometry(poses, intrinsics, None if self.start is None else (views.times - self.start).float())

@@ -22,7 +22,11 @@ class AdapterState(NamedTuple):
         return f"adapter {' and '.join(described)}" if described else "no adapter"
 
     def difference(self, now: "AdapterState") -> str:
-        """What changed, in words."""
+        """What changed, in words.
+
+        Args:
+            now (`AdapterState`): the adapters in effect.
+        """
         if self.fused_for_good != now.fused_for_good:
             return "adapters were fused into the base weights for good since"
         if str(self) != str(now):

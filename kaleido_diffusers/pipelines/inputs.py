@@ -50,8 +50,21 @@ def prepare_references(
     height: int,
     width: int,
 ) -> Views:
-    """Checks the references of one scene and brings them together, as [`prepare_view_inputs`] does, for targets to
-    come. `[1, N]`."""
+    """
+    Checks the references of one scene and brings them together, as [`prepare_view_inputs`] does, for targets to come.
+
+    Args:
+        images (`Any`): as in [`~KaleidoViewSynthesisPipeline.encode_references`].
+        poses (`Any`): likewise.
+        intrinsics (`Any`): likewise.
+        fov (`float`, *optional*): likewise.
+        frame_times (`Any`): likewise.
+        height (`int`): of the views in pixels.
+        width (`int`): likewise.
+
+    Returns:
+        [`Views`]: `[1, N]`, pixels in [-1, 1].
+    """
     if images is None or (hasattr(images, "__len__") and not len(images)):
         raise ValueError("`images` must hold at least one reference, got none.")
     if _is_batch(images):
@@ -85,6 +98,18 @@ def prepare_view_inputs(
     """Checks the inputs of [`KaleidoViewSynthesisPipeline`] (its docstring describes them) and brings them together.
 
     Raises `ValueError` that names the argument, what was expected and what came.
+
+    Args:
+        images (`Any`): as in a call.
+        poses (`Any`): as in a call.
+        target_poses (`Any`): as in a call.
+        intrinsics (`Any`): as in a call.
+        target_intrinsics (`Any`): as in a call.
+        fov (`float`, *optional*): as in a call.
+        frame_times (`Any`): as in a call.
+        target_times (`Any`): as in a call.
+        height (`int`): of all views, in pixels.
+        width (`int`): of all views, in pixels.
     """
     images = [] if images is None else images
     is_batch = _is_batch(images)

@@ -35,6 +35,12 @@ class ViewMemory:
 
     Views are encoded when they are first recalled, as a group that attends to the views recalled with it; a view that
     was left out meanwhile is encoded again.
+
+    Args:
+        encode (`Callable`): encodes latents and their geometry into a cache.
+        latents (`torch.Tensor` of shape `[1, N, C, h, w]`): the references.
+        geometry (`ViewGeometry`): theirs.
+        max_views (`int`, *optional*): most views that are recalled at once.
     """
 
     def __init__(
@@ -64,7 +70,12 @@ class ViewMemory:
         return self._max_views is not None and len(self) > self._max_views
 
     def add(self, latents: torch.Tensor, geometry: ViewGeometry) -> None:
-        """Takes a group of generated views `[1, g, C, h, w]` into the memory."""
+        """Takes a group of generated views `[1, g, C, h, w]` into the memory.
+
+        Args:
+            latents (`torch.Tensor`): `[1, g, C, h, w]`.
+            geometry (`ViewGeometry`): theirs.
+        """
         self._latents = torch.cat([self._latents, latents.cpu()], dim=1)
         self._geometry = ViewGeometry.cat([self._geometry, geometry])
         self._group_sizes.append(latents.shape[1])

@@ -28,7 +28,13 @@ __all__ = [
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Randomness of one step; `stream` sets draws of one step apart (rows of the batch, say)."""
+    """Randomness of one step; `stream` sets draws of one step apart (rows of the batch, say).
+
+    Args:
+        seed (`int`): of the run.
+        step (`int`): its number.
+        stream (`int`, defaults to `0`): number of the draw within the step.
+    """
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4099 + stream)
 
 
@@ -54,7 +60,11 @@ def source_options(config: TrainConfig, split: str = "train") -> SourceOptions:
 def validation_samples(config: TrainConfig) -> list[tuple[Views, int]]:
     """Scenes that training does not see, each with the number of views, the first, that are references; two others are
     to be generated. Of a capture, the targets alone are unseen. Empty when training sees shards and no `validation` is
-    named."""
+    named.
+
+    Args:
+        config (`TrainConfig`): the settings.
+    """
     name = config.validation or config.data[0].partition("=")[0]
     is_shard = find_shard(Path(name)) is not None
     if is_shard and config.validation is None:
@@ -72,7 +82,12 @@ def validation_samples(config: TrainConfig) -> list[tuple[Views, int]]:
 
 
 def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource], list[float]]:
-    """The sources of a run and their weights, which sum to 1."""
+    """The sources of a run and their weights, which sum to 1.
+
+    Args:
+        config (`TrainConfig`): the settings.
+        progress (`Any`, defaults to `None`): wraps what is read at the start, to show how far it is.
+    """
     sources, weights = [], []
     for entry in config.data:
         name, _, weight = entry.partition("=")
@@ -93,14 +108,18 @@ def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource],
 class TrainingStep:
     """What one process needs for one step."""
 
-    step: int
+    step: int  # its number
     batch: Views  # rows of this process
     encoded: bool  # whether the views are latents already
-    partition: ViewPartition
+    partition: ViewPartition  # of all rows
     rows: list[int]  # their numbers in the whole batch
 
     def noise(self, seed: int) -> list[torch.Generator]:
-        """Where the noise of each row comes from."""
+        """Where the noise of each row comes from.
+
+        Args:
+            seed (`int`): of the run.
+        """
         return [step_generator(seed, self.step, 2 * row + 3) for row in self.rows]
 
 

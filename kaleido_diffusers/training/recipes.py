@@ -19,6 +19,7 @@ class CaptureRecipe:
     """Fine-tuning on one capture: an adapter, or all weights."""
 
     lora: Annotated[LoraOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: LoraOptions(rank=64))
+    """The adapter."""
     full: bool = False
     """Train all weights instead of an adapter."""
     size: int | None = None

@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from ..web.texts import as_markdown
+
 
 __all__ = ["Jobs"]
 
@@ -71,5 +73,5 @@ class Jobs:
             try:
                 job()
             except Exception as error:  # the page goes on; what failed is said there and in the terminal
-                self._say(f"**This did not work:** {error}")
+                self._say(f"**This did not work:** {as_markdown(str(error))}")
                 print(f"kaleido: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -1,8 +1,11 @@
 """The viewer: fly a camera through a capture, and see what the model makes of the place where it stops."""
 
+import inspect
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,8 @@ import torch.nn.functional as F
 from ..captures.export import write_video
 from ..geometry.cameras import Cameras, SceneFrame, rotations_from_quaternions
 from ..geometry.trajectories import focus_point, keyframes, up_direction
+from ..web.origins import OriginRule
+from ..web.texts import as_markdown
 from .jobs import Jobs
 from .live import MOST_REFERENCES, LiveScene
 
@@ -42,6 +47,7 @@ class Viewer:
         steps (`int`): denoising steps at the start.
         guidance_scale (`float`): guidance at the start.
         settle (`float`): seconds for which the camera must stand still.
+        allow_origin (`Sequence[str]`): origins of further pages that may use it, see [`OriginRule`].
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class Viewer:
         steps: int = 8,
         guidance_scale: float = 1.0,
         settle: float = 0.25,
+        allow_origin: Sequence[str] = (),
     ):
         self.live, self.output, self.settle = live, Path(output), settle
         live.pipe.set_progress_bar_config(disable=True)
@@ -64,7 +71,7 @@ class Viewer:
         self._kept = 0
         self._flying = True
         self._drawn: dict[str, list] = {"references": [], "kept": [], "keys": []}
-        self._server = _serve(host, port)
+        self._server = _serve(host, port, OriginRule(allow_origin))
         self._jobs = Jobs(self._say)
         self._build_page(steps, guidance_scale)
         self._draw_scene()
@@ -362,7 +369,7 @@ class Viewer:
         if frames is None:
             self._say("The flight was cancelled.")
             return
-        self._say(f"Wrote {self._write(frames)}.")
+        self._say(f"Wrote {as_markdown(str(self._write(frames)))}.")
 
     def _on_flight_step(self, done: int, total: int) -> bool:
         self._progress.value = 100 * done / total
@@ -405,7 +412,7 @@ def _enlarged(view: PIL.Image.Image) -> np.ndarray:
     return np.asarray(view.resize(size, PIL.Image.Resampling.BICUBIC))
 
 
-def _serve(host: str, port: int):
+def _serve(host: str, port: int, rule: OriginRule):
     try:
         import viser
     except ImportError as error:
@@ -417,4 +424,30 @@ def _serve(host: str, port: int):
         def request_share_url(self, *_args, **_options) -> None:
             return None
 
-    return Server(host=host, port=port, label="Kaleido", verbose=False)
+    with _only_own_pages(rule):
+        return Server(host=host, port=port, label="Kaleido", verbose=False)
+
+
+@contextmanager
+def _only_own_pages(rule: OriginRule) -> Iterator[None]:
+    """Servers that are started meanwhile refuse other requests. viser has no setting for it, and its pictures are on
+    their way before it says that a browser has come."""
+    import websockets.asyncio.server as library
+
+    serve = library.serve
+
+    def guarded(*arguments, process_request, **options):
+        async def checked(connection, request):
+            refusal = rule.refusal(request.headers.get("Host"), request.headers.get("Origin"))
+            if refusal is not None:
+                return connection.respond(HTTPStatus.FORBIDDEN, refusal)
+            answer = process_request(connection, request)
+            return await answer if inspect.isawaitable(answer) else answer
+
+        return serve(*arguments, process_request=checked, **options)
+
+    library.serve = guarded
+    try:
+        yield
+    finally:
+        library.serve = serve

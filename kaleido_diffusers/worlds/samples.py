@@ -13,7 +13,13 @@ __all__ = ["InMemory", "SceneSource", "scene_sample"]
 
 
 def scene_sample(scene: Scene, size: int, views: Sequence[int]) -> Views:
-    """Some of the views of a capture, cropped and resized to `size` x `size` pixels, uint8."""
+    """Some of the views of a capture, cropped and resized to `size` x `size` pixels, uint8.
+
+    Args:
+        scene ([`Scene`]): the capture.
+        size (`int`): pixels a side.
+        views (`Sequence[int]`): numbers of the photos.
+    """
     images, cameras = scene.fitted(views, size, size)
     geometry = ViewGeometry.of(cameras, None if scene.times is None else scene.times[list(views)])
     return Views.seen((images * 255).round().to(torch.uint8), geometry)
