@@ -80,7 +80,7 @@ class ViewGeometry:
 
     @classmethod
     def cat(cls: type[Bundle], parts: Sequence[Bundle]) -> Bundle:
-        """Joins `parts`, views of the same scenes. Raises `ValueError` where some have poses or times and some do not."""
+        """Joins `parts`, views of the same scenes. `ValueError` where some have poses or times and some none."""
         return cls._joined(parts, lambda tensors, dims: torch.cat(tensors, dim=-1 - dims))
 
     @classmethod

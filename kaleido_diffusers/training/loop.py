@@ -60,8 +60,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def set_damaged_aside(folder: Path) -> None:
-    """Renames the newest checkpoints of the run in `folder` that cannot be read to `checkpoint-N.damaged`, with a warning, down to
-    the first that can."""
+    """Renames the newest checkpoints of the run in `folder` that cannot be read to `checkpoint-N.damaged`, with a
+    warning, down to the first that can."""
     while (newest := latest_checkpoint(folder)) is not None:
         try:
             torch.load(newest / "state" / "state.pt", map_location="cpu", weights_only=True, mmap=True)
