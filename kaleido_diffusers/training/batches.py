@@ -10,6 +10,7 @@ from ..captures.images import CaptureError
 from ..captures.readers import load_scene
 from ..captures.readers.shards import find_shard
 from ..geometry.choosing import choose_references, sample_view_subset
+from ..worlds.drawn import DRAWN_KINDS, WorldSource
 from ..worlds.samples import InMemory, SceneSample, SceneSource, scene_sample
 from ..worlds.shards import ShardSource
 from ..worlds.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource, capture_views
@@ -57,12 +58,25 @@ def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSo
             config.max_solids,
             config.render_samples,
         )
+    if name in DRAWN_KINDS:
+        return WorldSource(
+            name,
+            split,
+            config.scenes if split == "train" else config.validation_scenes,
+            config.scene_views,
+            config.size,
+            config.arc,
+            config.assets,
+            config.zoom,
+        )
     path = Path(name)
     if find_shard(path):
         return ShardSource(path, config.size)
     if path.exists():
         return CaptureSource(path, config.size, split, config.validation_photos)
-    raise CaptureError(f"{name!r} is neither a kind of synthetic world ({', '.join(SYNTHETIC_KINDS)}) nor a path.")
+    raise CaptureError(
+        f"{name!r} is neither a kind of world ({', '.join([*SYNTHETIC_KINDS, *DRAWN_KINDS])}) nor a path."
+    )
 
 
 def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
@@ -76,7 +90,7 @@ def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
     name = config.validation or config.data[0].partition("=")[0]
     if find_shard(Path(name)) and config.validation is None:
         return []
-    if name not in SYNTHETIC_KINDS and Path(name).exists() and not find_shard(Path(name)):
+    if name not in SYNTHETIC_KINDS and name not in DRAWN_KINDS and Path(name).exists() and not find_shard(Path(name)):
         scene = load_scene(name, missing="skip")
         targets = capture_views(scene, "validation", config.validation_photos)[: config.validation_photos or 2]
         rest = capture_views(scene, "train", config.validation_photos)
