@@ -17,15 +17,19 @@ __all__ = ["Shard"]
 
 @dataclass
 class Shard:
-    """Writes training data ahead: synthetic worlds (`object`, `scene`, `mixed`, `video`, `moving`), worlds of textured
-    meshes, or captures."""
+    """Writes training data ahead: synthetic worlds (`object`, `scene`, `mixed`, `video`, `moving`), worlds drawn from
+    assets (`worlds`, `objects`, `rooms`, `outdoors`, `scenes`, `photos`, `motion`, `clips`), or captures."""
 
     output: Path
     """Folder for the shards."""
     data: tuple[str, ...] = ("mixed",)
-    """Kinds of synthetic worlds, folders of meshes, captures, or shards."""
-    textures: Path | None = None
-    """Photos (and `pano_*` surroundings) for worlds of meshes."""
+    """A kind of world, folders of captures, or shards."""
+    assets: tuple[Path, ...] = ()
+    """Folders of photos, meshes, scenes and panoramas that drawn worlds are made of."""
+    arc: tuple[float, float] = (0.03, 1.2)
+    """Least and greatest arc of the cameras of a drawn world around what they look at, in radians."""
+    zoom: float = 0.3
+    """Part of the drawn worlds whose views differ in their field of view."""
     split: str = "train"
     """`train`, `validation` or `test`: worlds of different seeds, or views of a capture."""
     first: int = 0
@@ -68,7 +72,9 @@ class Shard:
             max_solids=self.max_solids,
             samples=self.samples,
             device=self.device,
-            textures=self.textures,
+            assets=self.assets,
+            arc=self.arc,
+            zoom=self.zoom,
         )
         for name in self.data:
             source = open_source(name, options)

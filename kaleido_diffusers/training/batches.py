@@ -53,6 +53,9 @@ def source_options(config: TrainConfig, split: str = "train") -> SourceOptions:
         spread=config.spread,
         max_solids=config.max_solids,
         samples=config.render_samples,
+        assets=config.assets,
+        arc=config.arc,
+        zoom=config.zoom,
         validation_photos=config.validation_photos,
     )
 

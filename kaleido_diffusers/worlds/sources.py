@@ -1,4 +1,4 @@
-"""Where training views come from, a scene at an index, opened by name: synthetic worlds, meshes, shards, captures."""
+"""Where training views come from, a scene at an index, opened by name: worlds, shards, captures."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from ..captures.scene import Scene
 from ..geometry.cameras import Cameras
 from ..geometry.choosing import split_views
 from ..geometry.views import ViewGeometry, Views
-from .meshes import MeshSource, is_mesh_folder
+from .drawn import DRAWN_KINDS, WorldSource
 from .samples import SceneSource, scene_sample
 from .synthetic import SPLITS, make_worlds, render, sample_views
 
@@ -197,37 +197,44 @@ class SourceOptions:
     """Rays along each side of a pixel of a rendered world."""
     device: str = "cpu"
     """Where synthetic worlds are rendered."""
-    textures: Path | None = None
-    """Photos for worlds of meshes."""
+    assets: tuple[Path, ...] = ()
+    """Folders that drawn worlds are made of, see [`WorldSource`]."""
+    arc: tuple[float, float] = (0.03, 1.2)
+    """Least and greatest arc of the cameras of a drawn world, in radians."""
+    zoom: float = 0.3
+    """Part of the drawn worlds whose views differ in their field of view."""
     validation_photos: int = 0
     """Photos of a capture's training split that are kept for validation."""
 
 
 def is_rendered(name: str) -> bool:
     """Whether a source of this `name` renders worlds, as many as it is asked for."""
-    return name in SYNTHETIC_KINDS or is_mesh_folder(name)
+    return name in SYNTHETIC_KINDS or name in DRAWN_KINDS
 
 
 def open_source(name: str, options: SourceOptions) -> SceneSource:
     """
-    A source by its name: a kind of synthetic world, a folder of meshes, shards, or a capture.
+    A source by its name: a kind of world, shards, or a capture.
 
     Args:
-        name (`str`): one of [`SYNTHETIC_KINDS`], or a path.
+        name (`str`): one of `SYNTHETIC_KINDS` or `DRAWN_KINDS`, or a path.
         options ([`SourceOptions`]): how to open it.
 
     Raises:
         `CaptureError`: if it is neither.
     """
-    rendered = (options.split, options.scenes, options.views, options.size, options.spread)
+    worlds = (options.split, options.scenes, options.views, options.size)
     if name in SYNTHETIC_KINDS:
         level, kind = SYNTHETIC_KINDS[name]
-        return SyntheticSource(level, kind, *rendered, options.max_solids, options.samples, options.device)
-    if is_mesh_folder(name):
-        return MeshSource(name, options.textures, *rendered, options.samples)
+        return SyntheticSource(
+            level, kind, *worlds, options.spread, options.max_solids, options.samples, options.device
+        )
+    if name in DRAWN_KINDS:
+        return WorldSource(name, *worlds, options.arc, options.assets, options.zoom)
     path = Path(name)
     if find_shard(path):
         return ShardSource(path, options.size)
     if path.exists():
         return CaptureSource(path, options.size, options.split, options.validation_photos)
-    raise CaptureError(f"{name!r} is neither a kind of synthetic world ({', '.join(SYNTHETIC_KINDS)}) nor a path.")
+    kinds = ", ".join([*SYNTHETIC_KINDS, *DRAWN_KINDS])
+    raise CaptureError(f"{name!r} is neither a kind of world ({kinds}) nor a path.")
