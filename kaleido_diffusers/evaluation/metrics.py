@@ -71,11 +71,11 @@ def ssim_variant(images: torch.Tensor, truth: torch.Tensor, key: str) -> torch.T
     """
     Structural similarity `[M]` as one of the published protocols takes it, in float64.
 
-    `a`: torchmetrics until it kept the border (Gaussian 11, sigma 1.5, 5 pixels dropped; SEVA, SyncDreamer). `b`: scikit-image with a Gaussian of
-    11 and sample covariances (pixelSplat, MVSplat, DepthSplat, LVSM). `c`: scikit-image's default, uniform 7
-    (EscherNet on 8 bits, Long-LRM on floats). `d`: as `a` with zeros around the image, nothing dropped (3DGS,
-    LagerNVS). `e`: as `a` with variances clipped at zero (MultiNeRF). `f`: `c` with the constants of a range of 2,
-    which old scikit-image took for floats (RegNeRF): it comes out higher.
+    `a`: torchmetrics until it kept the border (Gaussian 11, sigma 1.5, 5 pixels dropped; SEVA, SyncDreamer). `b`:
+    scikit-image with a Gaussian of 11 and sample covariances (pixelSplat, MVSplat, DepthSplat, LVSM). `c`:
+    scikit-image's default, uniform 7 (EscherNet on 8 bits, Long-LRM on floats). `d`: as `a` with zeros around the
+    image, nothing dropped (3DGS, LagerNVS). `e`: as `a` with variances clipped at zero (MultiNeRF). `f`: `c` with the
+    constants of a range of 2, which old scikit-image took for floats (RegNeRF): it comes out higher.
 
     Args:
         images (`torch.Tensor` of shape `[M, 3, H, W]`): in [0, 1].
