@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from ..bundled import resolve_checkpoint, sample_capture
+from ..captures.images import save_image
 from ..captures.readers import load_scene
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate
 from ..evaluation.report import contact_sheet, markdown_table
@@ -40,6 +41,7 @@ class Lora:
     checkpoint: str = "kaleido-tiny-objects"
     """Pipeline folder (in pixels) to start from, or the name of a bundled checkpoint."""
     lora: Annotated[LoraOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: LoraOptions(rank=64))
+    """The adapter."""
     full: bool = False
     """Train all weights instead of an adapter."""
     size: int | None = None
@@ -97,7 +99,7 @@ class Lora:
         print(table)
         best = f", the best of them after {trainer.best_step}" if trainer.best_step else ""
         print(f"{trainer.step} steps{best}; {trainer.minutes:.1f} minutes; peak memory {_peak_memory()}")
-        sheet.save(folder / "test_photos.png")
+        save_image(sheet, folder / "test_photos.png")
         if not self.full:
             ours = {f"PSNR, {r['references']} references": r["psnr"] for r in rows if r["model"] == "fine-tuned"}
             info = replace(trainer.adapter_info(), scores=ours)

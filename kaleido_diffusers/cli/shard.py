@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..models.latents import load_autoencoder
-from ..worlds.meshes import MeshSource, is_mesh_folder
+from ..worlds.drawn import DRAWN_KINDS, WorldSource
 from ..worlds.samples import SceneSource
 from ..worlds.shards import encoded_samples, write_shards
 from ..worlds.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource
@@ -17,15 +17,19 @@ __all__ = ["Shard"]
 
 @dataclass
 class Shard:
-    """Writes training data ahead: synthetic worlds (`object`, `scene`, `mixed`, `video`, `moving`), worlds of textured
-    meshes, or captures."""
+    """Writes training data ahead: synthetic worlds (`object`, `scene`, `mixed`, `video`, `moving`), worlds drawn from
+    assets (`worlds`, `objects`, `rooms`, `outdoors`, `scenes`, `photos`, `motion`, `clips`), or captures."""
 
     output: Path
     """Folder for the shards."""
     data: tuple[str, ...] = ("mixed",)
-    """A kind of synthetic world, a folder of meshes, or folders of captures."""
-    textures: Path | None = None
-    """Photos (and `pano_*` surroundings) for worlds of meshes."""
+    """A kind of world, or folders of captures."""
+    assets: tuple[Path, ...] = ()
+    """Folders of photos, meshes, scenes and panoramas that drawn worlds are made of."""
+    arc: tuple[float, float] = (0.03, 1.2)
+    """Least and greatest arc of the cameras of a drawn world around what they look at, in radians."""
+    zoom: float = 0.3
+    """Part of the drawn worlds whose views differ in their field of view."""
     split: str = "train"
     """`train`, `validation` or `test`: worlds of different seeds, or views of a capture."""
     first: int = 0
@@ -65,8 +69,8 @@ class Shard:
         if len(self.data) > 1:
             return None
         name, last = self.data[0], self.first + self.scenes
-        if is_mesh_folder(name):
-            return MeshSource(name, self.textures, self.split, last, self.views, self.size, self.spread, self.samples)
+        if name in DRAWN_KINDS:
+            return WorldSource(name, self.split, last, self.views, self.size, self.arc, self.assets, self.zoom)
         if name not in SYNTHETIC_KINDS:
             return None
         return SyntheticSource(

@@ -87,7 +87,7 @@ def make_plan(
     if not data.is_dir():
         raise ValueError(f"{data}: no such folder; {protocol.name} needs {protocol.needs}.")
     if protocol.split == "path" and split is None:
-        raise ValueError(f"--split: {protocol.name} has no split that may ship; it needs {protocol.needs}.")
+        raise ValueError(f"--splits: {protocol.name} has no split that may ship; it needs {protocol.needs}.")
     names = _names(protocol, data, references)
     unknown = [name for name in only if name not in names]
     if unknown:

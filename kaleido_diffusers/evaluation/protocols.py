@@ -175,7 +175,7 @@ def _regnerf(name: str, layout: str, scenes: Sequence[str], needs: str, **option
 def _by_path(name: str, references: tuple[int, ...], source: str, **options) -> Protocol:
     shared = {"layout": "folders", "scenes": (), "split": "path", "size": None, "fit": "native", "filter": "area"}
     shared |= {"background": "blend", "ssim": "e", "lpips": None, "eight_bit": "no", "averaging": "scene"}
-    shared |= {"needs": "DATA/<scene> in any format that is read, and --split: <scene>/train_test_split_N.json"}
+    shared |= {"needs": "DATA/<scene> in any format that is read, and --splits: <scene>/train_test_split_N.json"}
     shared |= {"poses": "not published"}
     return Protocol(name, references=references, source=source, **(shared | options))
 
@@ -208,7 +208,7 @@ _ALL = (
     ),
     _eschernet(
         "nerfsynthetic-eschernet", "blender", NERF_SYNTHETIC.split(),
-        "DATA/<scene>/transforms_{train,test}.json, and --split: metrics/NeRF_idx of EscherNet's repository",
+        "DATA/<scene>/transforms_{train,test}.json, and --splits: metrics/NeRF_idx of EscherNet's repository",
         references=(1, 2, 3, 5, 10, 20, 50, 100), split="path", poses="scaled by 1.5 / largest radius",
     ),
     _regnerf("llff-regnerf", "llff", LLFF.split(), "nerf_llff_data: DATA/<scene>/poses_bounds.npy with images_8/",

@@ -48,7 +48,7 @@ def _split_file(path: Path, scene: str, num_references: int) -> Path | None:
     for pattern in names:
         found = sorted(path.glob(f"{scene}/{pattern}")) or sorted(path.glob(f"*/{scene}/{pattern}"))
         if len(found) > 1:
-            raise ValueError(f"--split: {scene} has {len(found)} splits of {num_references} references below {path}.")
+            raise ValueError(f"--splits: {scene} has {len(found)} splits of {num_references} references below {path}.")
         if found:
             return found[0]
     return None
@@ -67,7 +67,7 @@ def path_split(path: Path, scene: str, num_references: int) -> tuple[list[int], 
     """
     file = _split_file(path, scene, num_references)
     if file is None:
-        raise ValueError(f"--split: {path} has no split of {num_references} references for {scene}.")
+        raise ValueError(f"--splits: {path} has no split of {num_references} references for {scene}.")
     if file.suffix == ".npy":
         return [int(frame) for frame in np.load(file, allow_pickle=False).reshape(-1)[:num_references]], None
     data = json.loads(file.read_text(encoding="utf-8"))

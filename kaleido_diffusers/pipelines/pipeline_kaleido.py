@@ -44,6 +44,7 @@ from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewSchedul
 from .hub import push_folder
 from .inputs import ViewInputs, prepare_view_inputs
 from .memory import SceneMemory, ViewGeometry, ViewMemory
+from .turns import one_call_at_a_time
 
 
 __all__ = ["KaleidoViewSynthesisPipeline", "KaleidoViewSynthesisPipelineOutput"]
@@ -197,7 +198,20 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         callback_on_step_end_tensor_inputs: list[str],
     ) -> None:
         """Raises `ValueError` for arguments of `__call__` that cannot be met; images, cameras and times are checked
-        where they are prepared."""
+        where they are prepared.
+
+        Args:
+            height (`int`): as in a call.
+            width (`int`): as in a call.
+            output_type (`str`): as in a call.
+            views_per_group (`int`): as in a call.
+            max_memory_views (`int`, *optional*): as in a call.
+            generation_order (`str`): as in a call.
+            joins_memory (`str`): as in a call.
+            num_samples (`int`): as in a call.
+            use_reference_cache (`bool`): as in a call.
+            callback_on_step_end_tensor_inputs (`list[str]`): as in a call.
+        """
         multiple = self.vae_scale_factor * self.transformer.config.patch_size
         if height % multiple or width % multiple or height < 1 or width < 1:
             raise ValueError(f"`height` and `width` must be multiples of {multiple}, got {height} and {width}.")
@@ -231,17 +245,32 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             )
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Views `[B, V, 3, H, W]` in [-1, 1] to latents `[B, V, C, h, w]`, each on its own. Pixels without a VAE."""
+        """Views `[B, V, 3, H, W]` in [-1, 1] to latents `[B, V, C, h, w]`, each on its own. Pixels without a VAE.
+
+        Args:
+            pixels (`torch.Tensor`): `[B, V, 3, H, W]` in [-1, 1].
+        """
         return encode_views(self.vae, pixels)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """The inverse of [`~KaleidoViewSynthesisPipeline.encode_images`]."""
+        """The inverse of [`~KaleidoViewSynthesisPipeline.encode_images`].
+
+        Args:
+            latents (`torch.Tensor`): `[B, V, C, h, w]`.
+        """
         return decode_views(self.vae, latents)
 
     def prepare_latents(
         self, shape: tuple[int, ...], latents: torch.Tensor | None, generator, device: torch.device
     ) -> torch.Tensor:
-        """Noise `[B, M, S, C, h, w]` in the order of the targets; `latents` may lack a B or S of 1, as outputs do."""
+        """Noise `[B, M, S, C, h, w]` in the order of the targets; `latents` may lack a B or S of 1, as outputs do.
+
+        Args:
+            shape (`tuple[int, ...]`): `[B, M, S, C, h, w]`.
+            latents (`torch.Tensor`, *optional*): noise to take.
+            generator (`Any`): one, or one for each scene.
+            device (`torch.device`): of the noise.
+        """
         if isinstance(generator, list) and len(generator) != shape[0]:
             raise ValueError(
                 f"`generator` must be one, or one for each of the {shape[0]} scenes; got {len(generator)}."
@@ -257,6 +286,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         return noise
 
     @torch.no_grad()
+    @one_call_at_a_time
     def encode_references(
         self,
         images: Any,
@@ -358,6 +388,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
+    @one_call_at_a_time
     def __call__(
         self,
         images: Any = None,
@@ -462,6 +493,9 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             memory ([`SceneMemory`], *optional*):
                 References that [`~KaleidoViewSynthesisPipeline.encode_references`] has encoded, instead of `images`
                 and all that describes them. `target_poses` without intrinsics take the first reference's.
+            share_groups (`bool`, defaults to `False`):
+                Whether the processes of `torch.distributed` share out the groups that do not join the memory. Needs
+                `joins_memory="first"` or `"none"` and the same noise in all; every process returns all views.
 
         Examples:
 

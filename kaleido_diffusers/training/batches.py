@@ -10,6 +10,7 @@ from ..captures.images import CaptureError
 from ..captures.readers import load_scene
 from ..captures.readers.shards import find_shard
 from ..geometry.choosing import choose_references, sample_view_subset
+from ..worlds.drawn import DRAWN_KINDS, WorldSource
 from ..worlds.samples import InMemory, SceneSample, SceneSource, scene_sample
 from ..worlds.shards import ShardSource
 from ..worlds.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource, capture_views
@@ -28,12 +29,24 @@ __all__ = [
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Randomness of one step; `stream` sets draws of one step apart (rows of the batch, say)."""
+    """Randomness of one step; `stream` sets draws of one step apart (rows of the batch, say).
+
+    Args:
+        seed (`int`): of the run.
+        step (`int`): its number.
+        stream (`int`, defaults to `0`): number of the draw within the step.
+    """
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4099 + stream)
 
 
 def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSource:
-    """A source by its name in `TrainConfig.data` (without weight)."""
+    """A source by its name in `TrainConfig.data` (without weight).
+
+    Args:
+        name (`str`): as in `TrainConfig.data`, without weight.
+        config (`TrainConfig`): the settings.
+        split (`str`, defaults to `"train"`): `train` or `validation`.
+    """
     if name in SYNTHETIC_KINDS:
         return SyntheticSource(
             *SYNTHETIC_KINDS[name],
@@ -45,22 +58,39 @@ def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSo
             config.max_solids,
             config.render_samples,
         )
+    if name in DRAWN_KINDS:
+        return WorldSource(
+            name,
+            split,
+            config.scenes if split == "train" else config.validation_scenes,
+            config.scene_views,
+            config.size,
+            config.arc,
+            config.assets,
+            config.zoom,
+        )
     path = Path(name)
     if find_shard(path):
         return ShardSource(path, config.size)
     if path.exists():
         return CaptureSource(path, config.size, split, config.validation_photos)
-    raise CaptureError(f"{name!r} is neither a kind of synthetic world ({', '.join(SYNTHETIC_KINDS)}) nor a path.")
+    raise CaptureError(
+        f"{name!r} is neither a kind of world ({', '.join([*SYNTHETIC_KINDS, *DRAWN_KINDS])}) nor a path."
+    )
 
 
 def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
     """Scenes that training does not see, each with the number of views, the first, that are references; two others are
     to be generated. Of a capture, the targets alone are unseen. Empty when training sees shards and no `validation` is
-    named."""
+    named.
+
+    Args:
+        config (`TrainConfig`): the settings.
+    """
     name = config.validation or config.data[0].partition("=")[0]
     if find_shard(Path(name)) and config.validation is None:
         return []
-    if name not in SYNTHETIC_KINDS and Path(name).exists() and not find_shard(Path(name)):
+    if name not in SYNTHETIC_KINDS and name not in DRAWN_KINDS and Path(name).exists() and not find_shard(Path(name)):
         scene = load_scene(name, missing="skip")
         targets = capture_views(scene, "validation", config.validation_photos)[: config.validation_photos or 2]
         rest = capture_views(scene, "train", config.validation_photos)
@@ -73,7 +103,12 @@ def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
 
 
 def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource], list[float]]:
-    """The sources of a run and their weights, which sum to 1."""
+    """The sources of a run and their weights, which sum to 1.
+
+    Args:
+        config (`TrainConfig`): the settings.
+        progress (`Any`, defaults to `None`): wraps what is read at the start, to show how far it is.
+    """
     sources, weights = [], []
     for entry in config.data:
         name, _, weight = entry.partition("=")
@@ -94,14 +129,18 @@ def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource],
 class TrainingStep:
     """What one process needs for one step."""
 
-    step: int
+    step: int  # its number
     batch: ViewBatch  # rows of this process
     encoded: bool  # whether the views are latents already
-    partition: ViewPartition
+    partition: ViewPartition  # of all rows
     rows: list[int]  # their numbers in the whole batch
 
     def noise(self, seed: int) -> list[torch.Generator]:
-        """Where the noise of each row comes from."""
+        """Where the noise of each row comes from.
+
+        Args:
+            seed (`int`): of the run.
+        """
         return [step_generator(seed, self.step, 2 * row + 3) for row in self.rows]
 
 

@@ -1,9 +1,12 @@
 """The viewer: fly a camera through a capture, and see what the model makes of the place where it stops."""
 
+import inspect
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,8 @@ from ..geometry.choosing import choose_references
 from ..geometry.trajectories import focus_point, keyframes, up_direction
 from ..pipelines.memory import SceneMemory
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
+from .origins import OriginRule
+from .texts import as_markdown
 
 
 __all__ = ["LOOPBACK", "MOST_REFERENCES", "LiveScene", "Viewer"]
@@ -65,7 +70,11 @@ class LiveScene:
         self.choose(references)
 
     def choose(self, references: int) -> None:
-        """Takes another number of references, and forgets the views that were kept."""
+        """Takes another number of references, and forgets the views that were kept.
+
+        Args:
+            references (`int`): how many.
+        """
         count = min(references, len(self.scene), MOST_REFERENCES)
         self.references = choose_references(self.scene.cameras, count, range(len(self.scene)))
         self.memory = self._of_references = self._after_view = None
@@ -147,6 +156,7 @@ class Viewer:
         steps (`int`): denoising steps at the start.
         guidance_scale (`float`): guidance at the start.
         settle (`float`): seconds for which the camera must stand still.
+        allow_origin (`Sequence[str]`): origins of further pages that may use it, see [`OriginRule`].
     """
 
     def __init__(
@@ -158,6 +168,7 @@ class Viewer:
         steps: int = 8,
         guidance_scale: float = 1.0,
         settle: float = 0.25,
+        allow_origin: Sequence[str] = (),
     ):
         self.live, self.output, self.settle = live, Path(output), settle
         live.pipe.set_progress_bar_config(disable=True)
@@ -169,7 +180,7 @@ class Viewer:
         self._kept = 0
         self._flying = True
         self._drawn: dict[str, list] = {"references": [], "kept": [], "keys": []}
-        self._server = _serve(host, port)
+        self._server = _serve(host, port, OriginRule(allow_origin))
         self._jobs = _Jobs(self._say)
         self._build_page(steps, guidance_scale)
         self._draw_scene()
@@ -467,7 +478,7 @@ class Viewer:
         if frames is None:
             self._say("The flight was cancelled.")
             return
-        self._say(f"Wrote {self._write(frames)}.")
+        self._say(f"Wrote {as_markdown(str(self._write(frames)))}.")
 
     def _on_flight_step(self, done: int, total: int) -> bool:
         self._progress.value = 100 * done / total
@@ -531,7 +542,7 @@ class _Jobs:
             try:
                 job()
             except Exception as error:  # the page goes on; what failed is said there and in the terminal
-                self._say(f"**This did not work:** {error}")
+                self._say(f"**This did not work:** {as_markdown(str(error))}")
                 print(f"kaleido: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
@@ -557,7 +568,7 @@ def _enlarged(view: PIL.Image.Image) -> np.ndarray:
     return np.asarray(view.resize(size, PIL.Image.Resampling.BICUBIC))
 
 
-def _serve(host: str, port: int):
+def _serve(host: str, port: int, rule: OriginRule):
     try:
         import viser
     except ImportError as error:
@@ -569,4 +580,30 @@ def _serve(host: str, port: int):
         def request_share_url(self, *_args, **_options) -> None:
             return None
 
-    return Server(host=host, port=port, label="Kaleido", verbose=False)
+    with _only_own_pages(rule):
+        return Server(host=host, port=port, label="Kaleido", verbose=False)
+
+
+@contextmanager
+def _only_own_pages(rule: OriginRule) -> Iterator[None]:
+    """Servers that are started meanwhile refuse other requests. viser has no setting for it, and its pictures are on
+    their way before it says that a browser has come."""
+    import websockets.asyncio.server as library
+
+    serve = library.serve
+
+    def guarded(*arguments, process_request, **options):
+        async def checked(connection, request):
+            refusal = rule.refusal(request.headers.get("Host"), request.headers.get("Origin"))
+            if refusal is not None:
+                return connection.respond(HTTPStatus.FORBIDDEN, refusal)
+            answer = process_request(connection, request)
+            return await answer if inspect.isawaitable(answer) else answer
+
+        return serve(*arguments, process_request=checked, **options)
+
+    library.serve = guarded
+    try:
+        yield
+    finally:
+        library.serve = serve
