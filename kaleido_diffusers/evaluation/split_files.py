@@ -33,6 +33,8 @@ def bundled_split(protocol: str, num_references: int) -> dict[str, tuple[list[in
         index = _bundled(protocol.replace("-", "_"))
     elif protocol == "dl3dv-depthsplat":
         index = _bundled(f"dl3dv_depthsplat_{num_references}")
+    elif protocol == "dtu-mvsplat":
+        index = _bundled(f"dtu_mvsplat_{num_references}")
     elif protocol in ("dl3dv-longlrm", "tnt-longlrm"):
         rows = _bundled(protocol.replace("-", "_"))
         return {row["scene_name"]: (row[f"fold_8_kmeans_{num_references}_input"], None) for row in rows}
