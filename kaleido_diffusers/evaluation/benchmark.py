@@ -293,7 +293,7 @@ class BenchmarkRun:
             placed = open_placed(self.protocol, Path(data), item.scene)
             started = time.monotonic()
             views = _Views.of(placed, item, self.protocol)
-            made = self._made(pipe, views, item, lpips)
+            made = self._made(pipe, views, item)
             seconds = time.monotonic() - started
             inside = _masks(masks, item, self.protocol)
             lines = []
@@ -306,7 +306,7 @@ class BenchmarkRun:
             _write(self.output / "cost" / f"{item.label}.json", json.dumps(cost) + "\n")
             _write(file, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
-    def _made(self, pipe, views: "_Views", item: Item, lpips: LPIPS | None) -> dict[str, torch.Tensor]:
+    def _made(self, pipe, views: "_Views", item: Item) -> dict[str, torch.Tensor]:
         """Views of each method; those that look at the truth say so in their names."""
         made = {"nearest reference": nearest_reference(views.images, views.cameras, views.targets)}
         if pipe is None:

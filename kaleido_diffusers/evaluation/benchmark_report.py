@@ -262,7 +262,7 @@ def _page(text: str, folder: Path, run: dict, lines: list[dict]) -> str:
             parts.append(f"<h{level}>{html.escape(line[level:].strip())}</h{level}>")
         elif line:
             parts.append(f"<p>{html.escape(line).replace('**', '')}</p>")
-    parts += _pictures(folder, run, lines)
+    parts += _pictures(folder, lines)
     style = "body{font:15px sans-serif;max-width:70em;margin:2em auto}td,th{padding:.2em .7em;border:1px solid #ccc}"
     style += "table{border-collapse:collapse}img{max-width:100%}"
     head = f"<!doctype html><meta charset=utf-8><title>{html.escape(run['protocol']['name'])}</title>"
@@ -276,7 +276,7 @@ def _table(rows: list[list[str]]) -> str:
     return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
 
 
-def _pictures(folder: Path, run: dict, lines: list[dict]) -> list[str]:
+def _pictures(folder: Path, lines: list[dict]) -> list[str]:
     """Worst, median and best target of the method, for the middle number of references."""
     method = "kaleido" if any(line["method"] == "kaleido" for line in lines) else "nearest reference"
     counts = sorted({line["references"] for line in lines})

@@ -121,7 +121,13 @@ def ssim_variant(images: torch.Tensor, truth: torch.Tensor, key: str) -> torch.T
 
 
 def quantized(images: torch.Tensor, truncate: bool = False) -> torch.Tensor:
-    """Images in [0, 1] as they come back from an 8-bit file, rounded, or cut off where `truncate` is set."""
+    """
+    Images as they come back from an 8-bit file.
+
+    Args:
+        images (`torch.Tensor` of any shape): in [0, 1].
+        truncate (`bool`, defaults to `False`): whether levels are cut off instead of rounded.
+    """
     levels = images.clamp(0, 1) * 255
     return (levels.floor() if truncate else levels.round()) / 255
 

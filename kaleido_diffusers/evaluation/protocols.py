@@ -106,12 +106,20 @@ def llff_split(num_frames: int, num_references: int) -> tuple[list[int], list[in
 
 
 def every_eighth(num_frames: int) -> tuple[list[int], list[int]]:
-    """The full-view split of Mip-NeRF 360: every 8th frame is a target, all others are references."""
+    """The full-view split of Mip-NeRF 360: every 8th frame is a target, all others are references.
+
+    Args:
+        num_frames (`int`): of the scene.
+    """
     return llff_split(num_frames, 0)
 
 
 def dtu_split(num_references: int) -> tuple[list[int], list[int]]:
-    """RegNeRF's split of a DTU scan: the first of nine frames; 25 of the others are targets."""
+    """RegNeRF's split of a DTU scan: the first of nine frames; 25 of the others are targets.
+
+    Args:
+        num_references (`int`): how many, from 1 to 9.
+    """
     if not 1 <= num_references <= len(DTU_TRAIN):
         raise ValueError(f"DTU has references for 1 to {len(DTU_TRAIN)} views, got {num_references}.")
     left = [frame for frame in range(49) if frame not in DTU_TRAIN and frame not in DTU_EXCLUDED]
@@ -140,7 +148,14 @@ def framing(height: int, width: int, protocol: Protocol) -> tuple[tuple[int, int
 
 
 def framed(image: PIL.Image.Image, camera: Cameras, protocol: Protocol) -> tuple[PIL.Image.Image, Cameras]:
-    """An image and its camera `[]` as the protocol scores them, moved together."""
+    """
+    An image and its camera as the protocol scores them, moved together.
+
+    Args:
+        image (`PIL.Image.Image`): as stored.
+        camera (`Cameras` of shape `[]`): its own.
+        protocol ([`Protocol`]): whose recipe to take.
+    """
     resized, (top, left), (height, width) = framing(image.height, image.width, protocol)
     if resized != (image.height, image.width):
         image = image.resize(resized[::-1], _FILTERS[protocol.filter])
@@ -248,7 +263,12 @@ PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
 
 
 def protocol_named(name: str) -> Protocol:
-    """A protocol by its name; `ValueError` with the names there are."""
+    """
+    A protocol by its name; `ValueError` with the names there are.
+
+    Args:
+        name (`str`): such as `"gso30-eschernet"`.
+    """
     if name not in PROTOCOLS:
         raise ValueError(f"--protocol: {name!r} is none of {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]

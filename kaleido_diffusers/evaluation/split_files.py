@@ -83,7 +83,12 @@ def path_split(path: Path, scene: str, num_references: int) -> tuple[list[int], 
 
 
 def split_digest(path: Path) -> str:
-    """SHA-256 over the split files of a folder, names and contents, or of the one file."""
+    """
+    SHA-256 over the split files of a folder, names and contents, or of the one file.
+
+    Args:
+        path (`Path`): the folder, or the file.
+    """
     if path.is_file():
         return file_digest(path)
     digest = hashlib.sha256()
