@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 
-from ..captures.images import as_image_tensor, fit_cameras, fit_views
+from ..captures.images import REDUCED_PIXELS, as_image_tensor, fit_cameras, fit_image, fit_views, load_image
 from ..geometry.cameras import Cameras, check_rigid
 
 
@@ -117,13 +118,13 @@ def _prepare_scene(
     """References `[N, 3, height, width]` in [0, 1], cameras `[V]` and times `[V]` of one scene."""
     if isinstance(images, (str, os.PathLike, PIL.Image.Image)) or (hasattr(images, "ndim") and images.ndim == 3):
         images = [images]
-    images = [as_image_tensor(image) for image in images]
+    views = [_fitted(image, height, width) for image in images]  # one after the other: photos may be large
+    images, sizes = [view for view, _ in views], [size for _, size in views]
     times = _times(frame_times, target_times, len(images))
     if poses is None and target_poses is None and times is None:
         raise ValueError("Views need `poses`, or `frame_times` and `target_times` (video), or both; got neither.")
     cameras = None
     if poses is not None or target_poses is not None:
-        sizes = [tuple(image.shape[-2:]) for image in images]
         cameras = _cameras(poses, target_poses, intrinsics, target_intrinsics, fov, sizes, (height, width))
     elif intrinsics is not None or target_intrinsics is not None or fov is not None:
         raise ValueError("`intrinsics`, `target_intrinsics` and `fov` were given without `poses`.")
@@ -132,9 +133,20 @@ def _prepare_scene(
         raise ValueError(f"`poses` describe {len(cameras)} views, but the times {len(times)}.")
     if num_views <= len(images):
         raise ValueError(f"There is nothing to generate: {len(images)} images and {num_views} poses or times.")
-    fitted = [fit_views(image, None, height, width)[0] for image in images]
-    pixels = torch.stack(fitted) if fitted else torch.zeros(0, 3, height, width)
+    pixels = torch.stack(images) if images else torch.zeros(0, 3, height, width)
     return pixels, None if cameras is None else fit_cameras(cameras, height, width), times
+
+
+def _fitted(image, height: int, width: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """One reference in [0, 1] and in its size, and the size that it had, (height, width)."""
+    if isinstance(image, (str, os.PathLike)):
+        image = load_image(image)
+    elif isinstance(image, PIL.Image.Image) and image.width * image.height > REDUCED_PIXELS:
+        image = PIL.ImageOps.exif_transpose(image)
+    if isinstance(image, PIL.Image.Image) and image.width * image.height > REDUCED_PIXELS:
+        return fit_image(image, height, width), (image.height, image.width)
+    tensor = as_image_tensor(image)
+    return fit_views(tensor, None, height, width)[0], tuple(tensor.shape[-2:])
 
 
 def _cameras(poses, target_poses, intrinsics, target_intrinsics, fov, sizes, default_size) -> Cameras:

@@ -71,7 +71,8 @@ def read_colmap(model: Path, options: ReadOptions) -> Scene:
     """Reads a model. The photos lie in `images/` beside `sparse/`, or where `options.images` says; masks, if any, in
     `masks/` beside them, called as the photo with `.png` after it."""
     capture = model.parent if model.parent.name != "sparse" else model.parent.parent
-    capture = capture if capture.name != "colmap" else capture.parent
+    if capture.name == "colmap" and not (capture / "images").is_dir():  # as nerfstudio lays it out
+        capture = capture.parent
     root = options.images or next((f / "images" for f in (capture, model) if (f / "images").is_dir()), capture)
     is_binary = (model / "images.bin").is_file()
     suffix = ".bin" if is_binary else ".txt"
