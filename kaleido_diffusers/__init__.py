@@ -9,6 +9,7 @@ from .captures.readers import load_scene
 from .captures.scene import Scene
 from .geometry import trajectories
 from .geometry.cameras import Cameras
+from .models.autoencoder_taef2 import AutoencoderTAEF2
 from .models.reference_cache import KaleidoReferenceCache
 from .models.transformer_kaleido import KaleidoTransformer3DModel
 from .pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline, KaleidoViewSynthesisPipelineOutput
@@ -16,6 +17,7 @@ from .schedulers.scheduling_rectified_flow_view import RectifiedFlowViewSchedule
 
 
 __all__ = [
+    "AutoencoderTAEF2",
     "Cameras",
     "KaleidoReferenceCache",
     "KaleidoTransformer3DModel",

@@ -6,6 +6,7 @@ from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockR
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 
+from .models.autoencoder_taef2 import AutoencoderTAEF2
 from .models.transformer_kaleido import KaleidoTransformer3DModel, KaleidoTransformerBlock
 from .pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from .schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
@@ -28,7 +29,12 @@ def register() -> None:
     ALL_IMPORTABLE_CLASSES.update(LOADABLE_CLASSES["kaleido_diffusers"])
 
     # `DiffusionPipeline.from_pretrained`, `AutoModel` and `from_single_file` look for attributes of diffusers.
-    for cls in (KaleidoViewSynthesisPipeline, KaleidoTransformer3DModel, RectifiedFlowViewScheduler):
+    for cls in (
+        AutoencoderTAEF2,
+        KaleidoViewSynthesisPipeline,
+        KaleidoTransformer3DModel,
+        RectifiedFlowViewScheduler,
+    ):
         setattr(diffusers, cls.__name__, cls)
     SINGLE_FILE_LOADABLE_CLASSES["KaleidoTransformer3DModel"] = {
         "checkpoint_mapping_fn": _state_dict_as_it_is,

@@ -129,7 +129,11 @@ def _megabytes(size: int) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal.
+
+    Args:
+        path (`Path`): the file.
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
@@ -138,11 +142,21 @@ def file_digest(path: Path) -> str:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file, whole or not at all."""
+    """Writes a JSON file, whole or not at all.
+
+    Args:
+        path (`Path`): the file.
+        content (`dict`): what it holds.
+    """
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all."""
+    """Writes a text file in UTF-8, whole or not at all.
+
+    Args:
+        path (`Path`): the file.
+        text (`str`): what it holds.
+    """
     with written_whole(path) as part:
         part.write_text(text, encoding="utf-8")

@@ -27,7 +27,7 @@ SHORTER = {  # the same commands in seconds: the last of two equal options count
     "kaleido shard": "--scenes 3 --views 10 --size 16 --samples 1",
     "kaleido train": "--steps 2 --size 16 --scenes 8 --render-samples 1 --validation-scenes 1 --no-compile",
     "kaleido evaluate": "--scenes 2 --steps 1",
-    "python examples/overfit_capture.py": "--minutes 0.01 --layers 1 --heads 2 --batch 1 --views 4",
+    "python examples/overfit_capture.py": "--steps 2 --layers 1 --heads 2 --batch 1 --views 4",
     "python conversion/warm_start.py": "--sample-size 8",
     "python benchmarks/variants.py": "--steps 1 --references 1",
     "torchrun --nproc-per-node": "--views 2 --steps 1",

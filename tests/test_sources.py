@@ -91,7 +91,7 @@ def test_shards_that_cannot_be_read(tmp_path):
     (tmp_path / "c" / "00000000" / "scene.json").write_text('{"poses": [1, 2, 3]}')
     with tarfile.open(tmp_path / "c" / "d.tar", "w") as tar:
         tar.add(tmp_path / "c" / "00000000", arcname="x")
-    with pytest.raises(CaptureError, match="does not describe its 2 images"):
+    with pytest.raises(CaptureError, match="does not describe its 2 views"):
         ShardSource(tmp_path / "c" / "d.tar")[0]
 
 

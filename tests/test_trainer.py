@@ -36,7 +36,7 @@ def make_config(output: Path, **options) -> TrainConfig:
     defaults = {
         "size": 8, "batch": 4, "views": 5, "scenes": 8, "scene_views": 6, "render_samples": 1, "steps": 12,
         "warmup_steps": 3, "save_every": 5, "validate_every": 100, "validation_scenes": 1, "log_every": 1,
-        "tracker": "none", "workers": 0, "data": ("object", "video"),
+        "tracker": "none", "workers": 0, "data": ("object", "video"), "dtype": "float32",
     }  # fmt: skip
     return TrainConfig(output=output, model=ModelConfig(**MODEL), **{**defaults, **options})
 
@@ -230,7 +230,7 @@ def test_gradient_checkpointing_and_precision_are_settings(tmp_path):
     checkpointed.train()
     assert_same(tmp_path / "a", tmp_path / "b")
     AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process
-    half = Trainer(make_config(tmp_path / "c", steps=2, optimizer="adamw", mixed_precision="bf16"))
+    half = Trainer(make_config(tmp_path / "c", steps=2, optimizer="adamw", dtype="bfloat16"))
     dtypes = set()
     half.transformer.transformer_blocks[0].attn.to_q.register_forward_hook(lambda *call: dtypes.add(call[2].dtype))
     half.train()
@@ -266,7 +266,7 @@ def test_every_preset_is_trained_on_pixels(tmp_path):
     trainer = Trainer(config)
     assert (trainer.transformer.config.in_channels, trainer.transformer.config.patch_size) == (3, 8)
     make_pipeline("velocity", in_channels=4).save_pretrained(tmp_path / "latents")
-    with pytest.raises(ValueError, match="latents of 4 channels"):
+    with pytest.raises(ValueError, match="views of 4 channels, but training sees pixels"):
         Trainer(make_config(tmp_path / "other", init_from=tmp_path / "latents"))
 
 

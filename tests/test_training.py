@@ -144,6 +144,34 @@ def test_every_parameter_has_one_optimizer():
         assert (id(p) in muon) == is_projection, name
 
 
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_matrices_and_the_rest_move_at_rates_of_their_own_and_norms_never_decay(kind):
+    """Without gradients a step is its decay alone: by `1 - rate x weight_decay` for matrices, nothing for the rest."""
+    model = make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizers = make_optimizers(model, matrix_lr=0.1, other_lr=0.02, weight_decay=0.5, kind=kind)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for optimizer in optimizers:
+        optimizer.step()
+    kept = {"muon": 1 - 0.1 * 0.5, "adamw": 1 - 0.02 * 0.5}[kind]
+    for name, p in model.named_parameters():
+        is_matrix = "transformer_blocks" in name and p.ndim == 2 and "table" not in name
+        torch.testing.assert_close(p, before[name] * (kept if is_matrix else 1.0), msg=name)
+
+
+def test_the_first_step_of_adamw_is_its_rate():
+    model = make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    for optimizer in make_optimizers(model, matrix_lr=0.1, other_lr=0.02):
+        optimizer.step()
+    for name, p in model.named_parameters():
+        if p.ndim != 2 or "transformer_blocks" not in name or "table" in name:
+            torch.testing.assert_close(p, before[name] - 0.02, rtol=0, atol=1e-5, msg=name)
+
+
 def overfit(output: Path, *arguments: str) -> dict:
     command = [sys.executable, str(EXAMPLES / "overfit_capture.py"), "--output", str(output), *arguments]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -152,9 +180,9 @@ def overfit(output: Path, *arguments: str) -> dict:
 
 
 def test_it_learns_a_capture_and_obeys_the_camera(tmp_path):
-    """Four photos at 32 pixels in about a minute and a half: far above their mean colour, and lost when the poses are
-    swapped."""
-    arguments = "--photos 4 --views 4 --size 32 --layers 3 --heads 2 --minutes 1.5 --batch 8".split()
+    """Two of four photos at 32 pixels after 300 steps: far above their mean colour (13 dB), and lost when the poses
+    are swapped (13.5 dB). Four seeds ended between 34.9 and 38.5 dB."""
+    arguments = "--photos 4 --views 4 --size 32 --layers 3 --heads 2 --steps 300 --batch 8".split()
     result = overfit(tmp_path, "--capture", sample_capture(), *arguments)
     assert min(result["psnr"]) > 20
     swapped = result["psnr with the target poses swapped"]
@@ -164,7 +192,7 @@ def test_it_learns_a_capture_and_obeys_the_camera(tmp_path):
 @pytest.mark.slow
 def test_it_learns_the_fox(fox, tmp_path):
     """The issue's own bar: 25 dB on two targets from six references, 5 dB lost when their poses are swapped."""
-    result = overfit(tmp_path, "--capture", str(fox), "--minutes", "8")
+    result = overfit(tmp_path, "--capture", str(fox), "--steps", "600")
     assert min(result["psnr"]) > 25
     swapped = result["psnr with the target poses swapped"]
     assert min(a - b for a, b in zip(result["psnr"], swapped)) > 5

@@ -144,7 +144,11 @@ _AHEAD = (5, 6)
 
 
 def frustum_size(cameras: Cameras) -> float:
-    """How deep to draw frustums: as deep as the cameras' distances leave room for."""
+    """How deep to draw frustums: as deep as the cameras' distances leave room for.
+
+    Args:
+        cameras ([`Cameras`]): `[V]`.
+    """
     gap = float(_neighbour_distances(cameras.centers).median())
     extent = 2 * float((cameras.centers - cameras.centers.mean(0)).norm(dim=-1).max())
     return min(max(0.7 * gap, 0.04 * extent), 0.12 * extent) or 1.0
@@ -152,7 +156,12 @@ def frustum_size(cameras: Cameras) -> float:
 
 def frustum_corners(cameras: Cameras, size: float | None = None) -> torch.Tensor:
     """Corners `[V, 7, 3]` of frustums in the world, `size` deep ([`frustum_size`] when not given): see
-    `FRUSTUM_EDGES`."""
+    `FRUSTUM_EDGES`.
+
+    Args:
+        cameras ([`Cameras`]): `[V]`.
+        size (`float`, *optional*): depth in the world's unit.
+    """
     size = frustum_size(cameras) if size is None else size
     height, width = cameras.image_sizes.to(cameras.intrinsics).unbind(-1)
     zero = torch.zeros_like(width)
@@ -165,7 +174,11 @@ def frustum_corners(cameras: Cameras, size: float | None = None) -> torch.Tensor
 
 def upright_axes(cameras: Cameras) -> torch.Tensor:
     """Rotation `[3, 3]` to the axes right, away and up: the cameras' up, and away as they look on the whole, or along
-    which they spread least where they look all round."""
+    which they spread least where they look all round.
+
+    Args:
+        cameras ([`Cameras`]): `[V]`.
+    """
     up = up_direction(cameras)
     level = torch.eye(3).to(up) - torch.outer(up, up)
     away = level @ cameras.forward.mean(0)
@@ -190,7 +203,12 @@ def _thinned(points: torch.Tensor) -> torch.Tensor:
 
 def points_near(points: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
     """The points that a picture can hold: between their 3rd and 97th percentiles, a little widened, and within three
-    camera extents of the cameras."""
+    camera extents of the cameras.
+
+    Args:
+        points (`torch.Tensor`): `[P, 3]` in the world.
+        centers (`torch.Tensor`): of the cameras, `[V, 3]`.
+    """
     if not len(points):
         return points
     low, high = points.quantile(0.03, dim=0), points.quantile(0.97, dim=0)
@@ -436,7 +454,11 @@ def _span(least: float, largest: float, form: str) -> str:
 
 def capture_summary(scene: Scene) -> CaptureSummary:
     """Counts, sizes, lenses and distances of a capture, and warnings about what a user is likely to trip over. Photos
-    are not decoded."""
+    are not decoded.
+
+    Args:
+        scene ([`Scene`]): the capture.
+    """
     cameras = scene.cameras.to("cpu")
     centers = cameras.centers
     names = [str(view) for view in range(len(cameras))]

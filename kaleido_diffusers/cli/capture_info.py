@@ -17,7 +17,13 @@ __all__ = ["describe_capture"]
 
 def describe_capture(capture: str, options: CaptureOptions, output: Path) -> None:
     """Prints the summary of a capture and its warnings, and writes `<name>_cameras.png` and `<name>_cameras.html`. A
-    picture whose package is not installed is left out, and that is said."""
+    picture whose package is not installed is left out, and that is said.
+
+    Args:
+        capture (`str`): path, as a command takes it.
+        options (`CaptureOptions`): how it is read.
+        output (`Path`): folder of the pictures.
+    """
     scene = options.load(capture)
     summary = capture_summary(scene)
     print(summary.name)

@@ -16,6 +16,7 @@ from ..evaluation.protocol import EvaluationResult, capture_case, evaluate
 from ..evaluation.report import contact_sheet, markdown_table
 from ..files import write_json
 from ..loaders.lora import save_adapter
+from ..models.latents import compression, load_autoencoder
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..pipelines.hub import write_card
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
@@ -40,6 +41,7 @@ class Lora:
     checkpoint: str = "kaleido-tiny-objects"
     """Pipeline folder (in pixels) to start from, or the name of a bundled checkpoint."""
     lora: Annotated[LoraOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: LoraOptions(rank=64))
+    """The adapter."""
     full: bool = False
     """Train all weights instead of an adapter."""
     size: int | None = None
@@ -66,8 +68,8 @@ class Lora:
     """Spread of logit(sigma) in training."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """Precision of the forward pass."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of matrix products; `auto` takes the one that is faster here."""
     validation_photos: int = 4
     """Training photos that are kept back to stop early and to choose the best weights."""
     validate_every: int = 50
@@ -115,6 +117,7 @@ class Lora:
         size = self.size
         if size is None:
             size = KaleidoTransformer3DModel.load_config(base, subfolder="transformer")["sample_size"]
+            size *= compression(load_autoencoder(base) if (base / "vae").is_dir() else None)
         return TrainConfig(
             output=self.output,
             data=(capture,),
@@ -140,7 +143,7 @@ class Lora:
             cooldown=0.33,
             ema_decay=0.995,
             gradient_checkpointing=self.gradient_checkpointing,
-            mixed_precision=self.mixed_precision,
+            dtype=self.dtype,
             save_every=self.validate_every,
             validate_every=self.validate_every,
             validation_photos=self.validation_photos,

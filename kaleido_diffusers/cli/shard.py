@@ -5,9 +5,10 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..models.latents import load_autoencoder
 from ..worlds.meshes import MeshSource, is_mesh_folder
 from ..worlds.samples import SceneSource
-from ..worlds.shards import write_shards
+from ..worlds.shards import encoded_samples, write_shards
 from ..worlds.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource
 
 
@@ -43,6 +44,8 @@ class Shard:
     """Rays along each side of a pixel."""
     scenes_per_shard: int = 500
     """Scenes in a tar file."""
+    vae: Path | None = None
+    """Image autoencoder (see `kaleido train --vae`): the shards then hold latents for training instead of pictures."""
     device: str = "cpu"
     """Where to render."""
 
@@ -52,6 +55,8 @@ class Shard:
             samples = (source[index] for index in tqdm(range(self.first, self.first + self.scenes), desc="worlds"))
         else:
             samples = (CaptureSource(path, self.size, self.split)[0] for path in tqdm(self.data, desc="captures"))
+        if self.vae is not None:
+            samples = encoded_samples(samples, load_autoencoder(self.vae).to(self.device))
         for path in write_shards(self.output, samples, self.scenes_per_shard, first=self.first):
             print(f"wrote {path}")
 

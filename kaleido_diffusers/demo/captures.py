@@ -62,7 +62,14 @@ class Capture:
 
 
 def small_capture(scene: Scene, size: int, notes: Sequence[str] = (), is_sample: bool = False) -> Capture:
-    """A scene as the app keeps it, its photos `size` pixels wide and high."""
+    """A scene as the app keeps it, its photos `size` pixels wide and high.
+
+    Args:
+        scene ([`Scene`]): the capture.
+        size (`int`): pixels a side.
+        notes (`Sequence[str]`, defaults to `()`): what the visitor should know of it.
+        is_sample (`bool`, defaults to `False`): whether it is the capture that ships with the package.
+    """
     fitted, cameras = scene.fitted(range(len(scene)), size, size)
     views = [split_views(len(scene), scene.splits, split) for split in ("test", "train")]
     points = None
@@ -80,7 +87,11 @@ def small_capture(scene: Scene, size: int, notes: Sequence[str] = (), is_sample:
 
 
 def load_sample(size: int) -> Capture:
-    """The capture that ships with the package."""
+    """The capture that ships with the package.
+
+    Args:
+        size (`int`): pixels a side.
+    """
     return replace(small_capture(load_scene(sample_capture()), size, is_sample=True), name="Sample capture")
 
 
@@ -148,7 +159,13 @@ def _load(files: list[Path], folder: Path, size: int, limits: Limits, cancelled)
 
 def unpack(file: Path, folder: Path, limits: Limits) -> None:
     """Unpacks what a capture is made of, and nothing else; raises `ValueError` for names that lead out of the folder,
-    links, and zips that hold more than is allowed, whatever they claim."""
+    links, and zips that hold more than is allowed, whatever they claim.
+
+    Args:
+        file (`Path`): the zip.
+        folder (`Path`): where its content goes.
+        limits (`Limits`): what is allowed.
+    """
     budget = limits.upload_mb * 1_000_000
     try:
         with zipfile.ZipFile(file) as archive:

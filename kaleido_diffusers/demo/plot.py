@@ -52,7 +52,12 @@ def space_figure(capture: Capture, plan: Plan | None = None):
 
 
 def describe(capture: Capture, plan: Plan) -> str:
-    """What the picture shows, for those who cannot see it."""
+    """What the picture shows, for those who cannot see it.
+
+    Args:
+        capture (`Capture`): the capture of the visitor.
+        plan (`Plan`): cameras and references.
+    """
     count = len(plan.targets)
     shown = "one view" if count == 1 else f"{count} views"
     also = " The true photos are known." if plan.truths else ""

@@ -59,6 +59,7 @@ class Guard:
         self._gone = ClientDisconnect
 
     async def __call__(self, scope, receive, send) -> None:
+        """Answers a request, as ASGI has it: its `scope`, and how to `receive` and `send` messages."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         refusal = self._refusal(scope)

@@ -11,13 +11,23 @@ __all__ = ["LPIPS", "consistency", "gradient_energy", "psnr", "ssim"]
 
 
 def psnr(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB, `[...]`, of images `[..., C, H, W]` in [0, 1]; infinite for equal images."""
+    """Peak signal-to-noise ratio in dB, `[...]`, of images `[..., C, H, W]` in [0, 1]; infinite for equal images.
+
+    Args:
+        images (`torch.Tensor`): `[..., C, H, W]` in [0, 1].
+        truth (`torch.Tensor`): what they should be, of the same shape.
+    """
     _check(images, truth)
     return -10 * torch.log10((images.double() - truth.double()).square().mean((-3, -2, -1)))
 
 
 def ssim(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Structural similarity `[M]` of images `[M, 3, H, W]` in [0, 1], by torchmetrics (11-pixel Gaussian window)."""
+    """Structural similarity `[M]` of images `[M, 3, H, W]` in [0, 1], by torchmetrics (11-pixel Gaussian window).
+
+    Args:
+        images (`torch.Tensor`): `[M, 3, H, W]` in [0, 1].
+        truth (`torch.Tensor`): what they should be, of the same shape.
+    """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     _check(images, truth)
@@ -26,7 +36,11 @@ def ssim(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def gradient_energy(images: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of neighbouring pixels, `[...]`, of images `[..., C, H, W]`: what blur takes away."""
+    """Mean squared difference of neighbouring pixels, `[...]`, of images `[..., C, H, W]`: what blur takes away.
+
+    Args:
+        images (`torch.Tensor`): `[..., C, H, W]` in [0, 1].
+    """
     across, down = images.diff(dim=-1), images.diff(dim=-2)
     return across.square().mean((-3, -2, -1)) + down.square().mean((-3, -2, -1))
 
@@ -85,7 +99,12 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """Distances `[M]` of images `[M, 3, H, W]` in [0, 1]."""
+        """Distances `[M]` of images `[M, 3, H, W]` in [0, 1].
+
+        Args:
+            images (`torch.Tensor`): `[M, 3, H, W]` in [0, 1].
+            truth (`torch.Tensor`): what they should be, of the same shape.
+        """
         _check(images, truth)
         x = torch.cat([images, truth]).float() * 2 - 1
         x, total = (x - self.shift) / self.scale, 0.0

@@ -26,7 +26,11 @@ class AdapterState(NamedTuple):
         return f"adapter {' and '.join(described)}" if described else "no adapter"
 
     def difference(self, now: "AdapterState") -> str:
-        """What changed, in words."""
+        """What changed, in words.
+
+        Args:
+            now (`AdapterState`): the adapters in effect.
+        """
         if self.fused_for_good != now.fused_for_good:
             return "adapters were fused into the base weights for good since"
         if str(self) != str(now):
@@ -103,12 +107,21 @@ class KaleidoReferenceCache:
         return sum(layer.buffer.nbytes for layer in self._layers.values())
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values `[B, num_views, L, heads, D]` of one layer."""
+        """Keys and values `[B, num_views, L, heads, D]` of one layer.
+
+        Args:
+            index (`int`): of the layer.
+        """
         keys, values = self._layers[index].buffer[:, :, : self.num_views]
         return keys, values
 
     def at(self, index: int, num_views: int) -> "LayerMemory":
-        """The memory of one layer, to be extended by `num_views` views in a forward pass."""
+        """The memory of one layer, to be extended by `num_views` views in a forward pass.
+
+        Args:
+            index (`int`): of the layer.
+            num_views (`int`): of the forward pass.
+        """
         layer = self._layers.setdefault(index, LayerMemory())
         layer.start = layer.end = self.num_views
         layer.make_room(num_views)
@@ -116,7 +129,11 @@ class KaleidoReferenceCache:
 
     def keep_to(self, adapters: AdapterState | None) -> None:
         """Takes over the adapters of a forward pass while empty; later raises `ValueError` where others are in effect.
-        `None`, not known, passes."""
+        `None`, not known, passes.
+
+        Args:
+            adapters (`AdapterState`, *optional*): of the forward pass.
+        """
         if not len(self):
             self.adapters = adapters
         elif None not in (adapters, self.adapters) and adapters != self.adapters:
@@ -159,6 +176,10 @@ class KaleidoReferenceCache:
         """A new cache on another device or in another dtype.
 
         Not called `to`: offloading hooks call that on every argument, and would grow a copy.
+
+        Args:
+            device (`torch.device` or `str`, *optional*): where to.
+            dtype (`torch.dtype`, *optional*): of keys and values.
         """
         return self._map(lambda buffer: buffer.to(device=device, dtype=dtype))
 

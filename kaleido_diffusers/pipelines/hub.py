@@ -151,7 +151,11 @@ def update_card(card: ModelCard, fresh: ModelCard) -> ModelCard:
 
 
 def write_card(folder: str | os.PathLike) -> Path:
-    """Makes the card of a folder, `README.md`, or brings it up to date; see [`model_card`] and [`update_card`]."""
+    """Makes the card of a folder, `README.md`, or brings it up to date; see [`model_card`] and [`update_card`].
+
+    Args:
+        folder (`str` or `os.PathLike`): of a pipeline or an adapter.
+    """
     path, fresh = Path(folder) / CARD, model_card(folder)
     card = update_card(_read_card(path), fresh) if path.is_file() else fresh
     with written_whole(path) as part:

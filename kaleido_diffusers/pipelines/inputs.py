@@ -64,6 +64,18 @@ def prepare_view_inputs(
     """Checks the inputs of [`KaleidoViewSynthesisPipeline`] (its docstring describes them) and brings them together.
 
     Raises `ValueError` that names the argument, what was expected and what came.
+
+    Args:
+        images (`Any`): as in a call.
+        poses (`Any`): as in a call.
+        target_poses (`Any`): as in a call.
+        intrinsics (`Any`): as in a call.
+        target_intrinsics (`Any`): as in a call.
+        fov (`float`, *optional*): as in a call.
+        frame_times (`Any`): as in a call.
+        target_times (`Any`): as in a call.
+        height (`int`): of all views, in pixels.
+        width (`int`): of all views, in pixels.
     """
     images = [] if images is None else images
     is_batch = _is_batch(images)

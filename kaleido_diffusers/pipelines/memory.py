@@ -44,18 +44,28 @@ class ViewGeometry(NamedTuple):
         return ViewGeometry(*(None if x is None else x[:, views] for x in self))
 
     def row(self, index: int) -> "ViewGeometry":
-        """One row, its dimension kept."""
+        """One row, its dimension kept.
+
+        Args:
+            index (`int`): of the row.
+        """
         return ViewGeometry(*(None if x is None else x[index : index + 1] for x in self))
 
     def to(self, device: torch.device) -> "ViewGeometry":
+        """The same on another `device`."""
         return ViewGeometry(*(None if x is None else x.to(device) for x in self))
 
     def distances(self, other: "ViewGeometry") -> torch.Tensor:
-        """`[B, V, V']`, see [`view_distances`]."""
+        """`[B, V, V']`, see [`view_distances`].
+
+        Args:
+            other (`ViewGeometry`): `V'` views.
+        """
         return view_distances(self.poses, other.poses, self.times, other.times)
 
     @classmethod
     def cat(cls, first: "ViewGeometry", second: "ViewGeometry") -> "ViewGeometry":
+        """The views of `first`, then those of `second`."""
         return cls(*(None if a is None else torch.cat([a, b], dim=1) for a, b in zip(first, second)))
 
 
@@ -66,6 +76,12 @@ class ViewMemory:
 
     Views are encoded when they are first recalled, as a group that attends to the views recalled with it; a view that
     was left out meanwhile is encoded again.
+
+    Args:
+        encode (`Callable`): encodes latents and their geometry into a cache.
+        latents (`torch.Tensor` of shape `[1, N, C, h, w]`): the references.
+        geometry (`ViewGeometry`): theirs.
+        max_views (`int`, *optional*): most views that are recalled at once.
     """
 
     def __init__(
@@ -90,7 +106,12 @@ class ViewMemory:
         return self._max_views is not None and len(self) > self._max_views
 
     def add(self, latents: torch.Tensor, geometry: ViewGeometry) -> None:
-        """Takes a group of generated views `[1, g, C, h, w]` into the memory."""
+        """Takes a group of generated views `[1, g, C, h, w]` into the memory.
+
+        Args:
+            latents (`torch.Tensor`): `[1, g, C, h, w]`.
+            geometry (`ViewGeometry`): theirs.
+        """
         self._latents = torch.cat([self._latents, latents.cpu()], dim=1)
         self._geometry = ViewGeometry.cat(self._geometry, geometry)
         self._group_sizes.append(latents.shape[1])
@@ -156,7 +177,11 @@ class SceneMemory:
         return len(self.views)
 
     def place(self, inputs: ViewInputs) -> ViewGeometry:
-        """Views in the frame, unit and time of this memory, float32."""
+        """Views in the frame, unit and time of this memory, float32.
+
+        Args:
+            inputs (`ViewInputs`): of a call.
+        """
         poses = None if self.frame is None else self.frame.normalize(inputs.poses).float()
         intrinsics = None if inputs.intrinsics is None else inputs.intrinsics.float()
         return ViewGeometry(poses, intrinsics, None if self.start is None else (inputs.times - self.start).float())

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.models import AutoencoderKL, AutoencoderTiny
+from diffusers.models import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput, logging, replace_example_docstring
@@ -36,6 +36,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..geometry.cameras import Cameras, farthest_views, scene_frame
 from ..loaders.lora import KaleidoLoraLoaderMixin
+from ..models.autoencoder_taef2 import AutoencoderTAEF2
+from ..models.latents import compression, decode_views, encode_views
 from ..models.reference_cache import KaleidoReferenceCache
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
@@ -97,7 +99,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             Denoises target views given memory views.
         scheduler ([`RectifiedFlowViewScheduler`] or [`FlowMatchEulerDiscreteScheduler`]):
             Integrates the flow from noise to views.
-        vae ([`AutoencoderKL`] or [`AutoencoderTiny`], *optional*):
+        vae ([`AutoencoderKL`], [`AutoencoderTiny`], [`AutoencoderDC`] or [`AutoencoderTAEF2`], *optional*):
             Image autoencoder; each view passes on its own. Without one the transformer works on pixels.
         prediction_type (`str`, *optional*):
             What the transformer was trained to predict; the scheduler's `prediction_type` when not given. Saved with
@@ -112,7 +114,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         self,
         transformer: KaleidoTransformer3DModel,
         scheduler: RectifiedFlowViewScheduler | FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL | AutoencoderTiny | None = None,
+        vae: AutoencoderKL | AutoencoderTiny | AutoencoderDC | AutoencoderTAEF2 | None = None,
         prediction_type: str | None = None,
     ):
         super().__init__()
@@ -120,10 +122,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         if prediction_type is None:
             prediction_type = scheduler.config.get("prediction_type", "velocity")
         self.register_to_config(prediction_type=prediction_type)
-        self.vae_scale_factor = 1
-        if vae is not None:
-            channels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
-            self.vae_scale_factor = 2 ** (len(channels) - 1)
+        self.vae_scale_factor = compression(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_resize=False)
 
     @property
@@ -199,7 +198,20 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         callback_on_step_end_tensor_inputs: list[str],
     ) -> None:
         """Raises `ValueError` for arguments of `__call__` that cannot be met; images, cameras and times are checked
-        where they are prepared."""
+        where they are prepared.
+
+        Args:
+            height (`int`): as in a call.
+            width (`int`): as in a call.
+            output_type (`str`): as in a call.
+            views_per_group (`int`): as in a call.
+            max_memory_views (`int`, *optional*): as in a call.
+            generation_order (`str`): as in a call.
+            joins_memory (`str`): as in a call.
+            num_samples (`int`): as in a call.
+            use_reference_cache (`bool`): as in a call.
+            callback_on_step_end_tensor_inputs (`list[str]`): as in a call.
+        """
         multiple = self.vae_scale_factor * self.transformer.config.patch_size
         if height % multiple or width % multiple or height < 1 or width < 1:
             raise ValueError(f"`height` and `width` must be multiples of {multiple}, got {height} and {width}.")
@@ -233,29 +245,32 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             )
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Views `[B, V, 3, H, W]` in [-1, 1] to latents `[B, V, C, h, w]`, each on its own. Pixels without a VAE."""
-        if self.vae is None:
-            return pixels
-        if not pixels.shape[1]:
-            size = (side // self.vae_scale_factor for side in pixels.shape[-2:])
-            return pixels.new_zeros(len(pixels), 0, self.transformer.config.in_channels, *size)
-        encoded = self.vae.encode(pixels.flatten(0, 1).to(self.vae.dtype))
-        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        latents = (latents.float() - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
-        return latents.unflatten(0, pixels.shape[:2])
+        """Views `[B, V, 3, H, W]` in [-1, 1] to latents `[B, V, C, h, w]`, each on its own. Pixels without a VAE.
+
+        Args:
+            pixels (`torch.Tensor`): `[B, V, 3, H, W]` in [-1, 1].
+        """
+        return encode_views(self.vae, pixels)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """The inverse of [`~KaleidoViewSynthesisPipeline.encode_images`]."""
-        if self.vae is None:
-            return latents
-        scaled = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
-        images = self.vae.decode(scaled.flatten(0, 1).to(self.vae.dtype), return_dict=False)[0]
-        return images.float().unflatten(0, latents.shape[:2])
+        """The inverse of [`~KaleidoViewSynthesisPipeline.encode_images`].
+
+        Args:
+            latents (`torch.Tensor`): `[B, V, C, h, w]`.
+        """
+        return decode_views(self.vae, latents)
 
     def prepare_latents(
         self, shape: tuple[int, ...], latents: torch.Tensor | None, generator, device: torch.device
     ) -> torch.Tensor:
-        """Noise `[B, M, S, C, h, w]` in the order of the targets; `latents` may lack a B or S of 1, as outputs do."""
+        """Noise `[B, M, S, C, h, w]` in the order of the targets; `latents` may lack a B or S of 1, as outputs do.
+
+        Args:
+            shape (`tuple[int, ...]`): `[B, M, S, C, h, w]`.
+            latents (`torch.Tensor`, *optional*): noise to take.
+            generator (`Any`): one, or one for each scene.
+            device (`torch.device`): of the noise.
+        """
         if isinstance(generator, list) and len(generator) != shape[0]:
             raise ValueError(
                 f"`generator` must be one, or one for each of the {shape[0]} scenes; got {len(generator)}."
@@ -478,6 +493,9 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             memory ([`SceneMemory`], *optional*):
                 References that [`~KaleidoViewSynthesisPipeline.encode_references`] has encoded, instead of `images`
                 and all that describes them. `target_poses` without intrinsics take the first reference's.
+            share_groups (`bool`, defaults to `False`):
+                Whether the processes of `torch.distributed` share out the groups that do not join the memory. Needs
+                `joins_memory="first"` or `"none"` and the same noise in all; every process returns all views.
 
         Examples:
 
@@ -605,8 +623,8 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         # 5. Return in the order asked for
         if not outputs.isfinite().all():
             raise ValueError(
-                "The views came out as NaN or infinity. In float16 that is a model that needs bfloat16 or float32; else"
-                " its weights, an adapter, or an extreme `guidance_scale` or `camera_scale` are at fault."
+                "The views came out as NaN or infinity. In float16 that is a model that needs bfloat16 or float32;"
+                " else its weights, an adapter, or an extreme `guidance_scale` or `camera_scale` are at fault."
             )
         self._current_timestep = None
         outputs = outputs.unflatten(0, (-1, num_samples)).transpose(1, 2)  # [B, M, S, ...]

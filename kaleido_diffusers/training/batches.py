@@ -28,12 +28,24 @@ __all__ = [
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Randomness of one step; `stream` sets draws of one step apart (rows of the batch, say)."""
+    """Randomness of one step; `stream` sets draws of one step apart (rows of the batch, say).
+
+    Args:
+        seed (`int`): of the run.
+        step (`int`): its number.
+        stream (`int`, defaults to `0`): number of the draw within the step.
+    """
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4099 + stream)
 
 
 def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSource:
-    """A source by its name in `TrainConfig.data` (without weight)."""
+    """A source by its name in `TrainConfig.data` (without weight).
+
+    Args:
+        name (`str`): as in `TrainConfig.data`, without weight.
+        config (`TrainConfig`): the settings.
+        split (`str`, defaults to `"train"`): `train` or `validation`.
+    """
     if name in SYNTHETIC_KINDS:
         return SyntheticSource(
             *SYNTHETIC_KINDS[name],
@@ -56,7 +68,11 @@ def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSo
 def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
     """Scenes that training does not see, each with the number of views, the first, that are references; two others are
     to be generated. Of a capture, the targets alone are unseen. Empty when training sees shards and no `validation` is
-    named."""
+    named.
+
+    Args:
+        config (`TrainConfig`): the settings.
+    """
     name = config.validation or config.data[0].partition("=")[0]
     if find_shard(Path(name)) and config.validation is None:
         return []
@@ -73,7 +89,12 @@ def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
 
 
 def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource], list[float]]:
-    """The sources of a run and their weights, which sum to 1."""
+    """The sources of a run and their weights, which sum to 1.
+
+    Args:
+        config (`TrainConfig`): the settings.
+        progress (`Any`, defaults to `None`): wraps what is read at the start, to show how far it is.
+    """
     sources, weights = [], []
     for entry in config.data:
         name, _, weight = entry.partition("=")
@@ -94,13 +115,18 @@ def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource],
 class TrainingStep:
     """What one process needs for one step."""
 
-    step: int
+    step: int  # its number
     batch: ViewBatch  # rows of this process
-    partition: ViewPartition
+    encoded: bool  # whether the views are latents already
+    partition: ViewPartition  # of all rows
     rows: list[int]  # their numbers in the whole batch
 
     def noise(self, seed: int) -> list[torch.Generator]:
-        """Where the noise of each row comes from."""
+        """Where the noise of each row comes from.
+
+        Args:
+            seed (`int`): of the run.
+        """
         return [step_generator(seed, self.step, 2 * row + 3) for row in self.rows]
 
 
@@ -154,7 +180,8 @@ class StepBatches(torch.utils.data.Dataset):
                 len(sample), sample.cameras, sample.times, config.views, chooser, config.view_mix
             )
             samples.append(sample.select(views))
-        return TrainingStep(step, _stack(samples), partition, self.rows)
+        encoded = samples[0].views.dtype != torch.uint8
+        return TrainingStep(step, _stack(samples), encoded, partition, self.rows)
 
 
 def _stack(samples: list[SceneSample]) -> ViewBatch:
@@ -167,7 +194,8 @@ def _stack(samples: list[SceneSample]) -> ViewBatch:
                 f"Scenes with and without {key} cannot share a source: make them two entries of `data`."
             )
         arrays[key] = None if values[0] is None else torch.stack(values)
-    views = torch.stack([sample.views for sample in samples]).float() / 127.5 - 1
+    views = torch.stack([sample.views for sample in samples])
+    views = views.float() / 127.5 - 1 if views.dtype == torch.uint8 else views.float()
     times = arrays.pop("times")
     if times is not None:  # in float32, seconds since an epoch would lose their digits
         times = (times - times[:, :1]).float()

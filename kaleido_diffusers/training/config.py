@@ -13,7 +13,7 @@ class ModelConfig:
     """The model to train, when training does not start from a checkpoint."""
 
     preset: Literal["tiny", "small", "base", "large", "xl"] = "tiny"
-    """Architecture; the entries below replace single values of it. Training sees pixels: no latent channels."""
+    """Architecture; the entries below replace single values of it. Channels follow from the autoencoder."""
     num_layers: int | None = None
     """Transformer blocks."""
     num_attention_heads: int | None = None
@@ -23,7 +23,7 @@ class ModelConfig:
     ffn_dim: int | None = None
     """Inner width of the SwiGLU."""
     patch_size: int | None = None
-    """Pixels along a token."""
+    """Pixels, or latent cells, along a token; 8 for pixels and 2 for latents when not given."""
     layer_pattern: tuple[str, ...] | None = None
     """Layer kinds, repeated over the depth: `global`, `view`."""
     camera_encoding: Literal["prope", "gta"] | None = None
@@ -59,9 +59,14 @@ class TrainConfig:
     `moving` (clips with both), a folder of shards, a capture (its training split); for example
     `mixed=3 video runs/shards=2`."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """The model to train, when training does not start from a checkpoint."""
     init_from: Path | None = None
-    """Pipeline folder (in pixels) to start from, instead of random weights. Its `prediction_type` is kept."""
+    """Pipeline folder to start from, instead of random weights. Its `prediction_type` and its autoencoder are kept."""
+    vae: Path | None = None
+    """Image autoencoder whose latents the model works on: a folder or Hub id as diffusers has them, or a folder with
+    the weights of TAEF2. Pixels when not given."""
     lora: LoraOptions = field(default_factory=LoraOptions)
+    """The adapter to train instead of the model's own weights."""
     prediction_type: Literal["sample", "velocity"] = "sample"
     """What the model predicts: `sample` suits pixels, `velocity` latents."""
     logit_mean: float = 0.8
@@ -119,12 +124,16 @@ class TrainConfig:
     """Gradients are clipped to this norm."""
     ema_decay: float = 0.999
     """Decay of the moving average of the weights."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """Precision of the forward pass."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of matrix products; `auto` takes the one that is faster here, by measurement. Weights, optimizer and
+    average stay float32."""
+    threads: int | None = None
+    """Threads of the main process on a CPU; torch's choice when not given."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
     compile: bool = False
-    """torch.compile the blocks. Worth it when few numbers of references and group sizes are drawn."""
+    """torch.compile the blocks, anew for each partition of views into groups: worth it when few numbers of references
+    and group sizes are drawn, and references are not ordered."""
     save_every: int = 500
     """Steps between checkpoints."""
     keep: int = 2

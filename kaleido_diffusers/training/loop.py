@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast, set_seed
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
 from filelock import FileLock, Timeout
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -29,6 +30,9 @@ from ..evaluation.report import contact_sheet
 from ..files import folder_written_whole
 from ..loaders.alignment import align_weights
 from ..loaders.lora import AdapterInfo, make_lora_config, save_adapter
+from ..models.latents import compression, decode_views, encode_views, latent_channels, load_autoencoder
+from ..models.operations import forward_operations
+from ..models.precision import fast_dtype
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
@@ -40,16 +44,26 @@ from .optimizer import make_optimizers
 
 __all__ = ["Trainer", "latest_checkpoint", "set_damaged_aside"]
 
+_PARTITIONS = 64  # of views into groups, for each of which compiled blocks are compiled
+
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest `checkpoint-N` of a run, which is complete."""
+    """The newest complete `checkpoint-N` of a run.
+
+    Args:
+        folder (`Path`): of the run.
+    """
     numbers = _checkpoints(folder)
     return folder / f"checkpoint-{numbers[-1]}" if numbers else None
 
 
 def set_damaged_aside(folder: Path) -> None:
     """Renames the newest checkpoints of a run that cannot be read to `checkpoint-N.damaged`, with a warning, down to
-    the first that can."""
+    the first that can.
+
+    Args:
+        folder (`Path`): of the run.
+    """
     while (newest := latest_checkpoint(folder)) is not None:
         try:
             torch.load(newest / "state" / "state.pt", map_location="cpu", weights_only=True, mmap=True)
@@ -87,9 +101,12 @@ class Trainer:
 
     def __init__(self, config: TrainConfig):
         self.config = config
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.dtype = _dtype(config.dtype)
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else processes without accelerators would not know each other
-            mixed_precision=config.mixed_precision,
+            mixed_precision="bf16" if self.dtype == torch.bfloat16 else "no",
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=str(config.output),
         )
@@ -104,16 +121,21 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.checkpoint = latest_checkpoint(config.output)
         set_seed(config.seed)
+        self.vae = self._make_autoencoder()
         self.transformer, self.scheduler = self._make_model()
         self.ema = self._make_ema()
         optimizers = make_optimizers(
             self.transformer, config.matrix_lr, config.other_lr, config.weight_decay, config.optimizer
         )
         self.model, *self.optimizers = self.accelerator.prepare(self.transformer, *optimizers)
+        if self.accelerator.device.type == "cpu":
+            # The fused kernel's backward pass is slow there: plain products train 1.3 times as fast
+            self.transformer.set_attention_backend("_native_math")
         if config.compile:
+            torch._dynamo.config.recompile_limit = max(_PARTITIONS, torch._dynamo.config.recompile_limit)
             self.transformer.compile_repeated_blocks(dynamic=False)
         self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        self.step, self.best_step, self.best_score = 0, 0, -math.inf
+        self.step, self.best_step, self.best_score, self.operations = 0, 0, -math.inf, 0
         self._started, self._minutes_before = time.monotonic(), 0.0
         if self.checkpoint is not None:
             self._load_state(self.checkpoint)
@@ -134,7 +156,7 @@ class Trainer:
         if config.tracker != "none":
             accelerator.init_trackers("kaleido")
         bar = tqdm(total=config.steps, initial=self.step, disable=not self.is_main, dynamic_ncols=True)
-        batches, watch, losses = self._batches(), _Stopwatch(), []
+        batches, watch, losses, counted = self._batches(), _Stopwatch(), [], self.operations
         watch.restart()
         while self.step < config.steps and not stops:
             with watch.aside("waiting"):
@@ -154,6 +176,9 @@ class Trainer:
             if logs:
                 scores = {"loss": torch.stack(losses).mean().item(), "grad_norm": norm.item()}
                 scores |= {**watch.per_step(len(losses)), "rate": self._rate(self.step)}
+                scores |= {"operations": self.operations}
+                scores["tflops"] = (self.operations - counted) / len(losses) / scores["seconds"] / 1e12
+                counted = self.operations
                 self._log(scores | {name: value.item() for name, value in maxima.items()})
                 bar.set_postfix(loss=f"{scores['loss']:.4f}")
                 losses.clear()
@@ -225,6 +250,8 @@ class Trainer:
                 group["lr"] = base * rate
         batch = item.batch.to(accelerator.device)
         with accelerator.autocast():
+            if not item.encoded:
+                batch.views = encode_views(self.vae, batch.views).float()
             loss = self.loss(batch, item.partition, item.noise(config.seed))
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(_trained(self.model), config.max_grad_norm)
@@ -232,6 +259,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         self.ema.step(_trained(self.model))
+        self.operations += self._operations(item.partition, *batch.views.shape[-2:])
         return accelerator.reduce(loss.detach(), "mean"), norm
 
     def loss(self, batch: ViewBatch, partition: ViewPartition, generators: Sequence[torch.Generator]) -> torch.Tensor:
@@ -330,9 +358,11 @@ class Trainer:
             raise ValueError("An adapter needs weights that it adapts: pass --init-from.")
         if source is not None:
             transformer = KaleidoTransformer3DModel.from_pretrained(source, subfolder="transformer")
-            if transformer.config.in_channels != 3:
+            if transformer.config.in_channels != latent_channels(self.vae):
+                what = "pixels" if self.vae is None else f"latents of {latent_channels(self.vae)} channels"
                 raise ValueError(
-                    f"{source} works on latents of {transformer.config.in_channels} channels, not on pixels."
+                    f"{source} works on views of {transformer.config.in_channels} channels, but training sees {what}:"
+                    " pass the autoencoder that it was trained with by --vae."
                 )
             stored = RectifiedFlowViewScheduler.from_pretrained(source, subfolder="scheduler").config
             options["prediction_type"] = stored.prediction_type
@@ -340,7 +370,9 @@ class Trainer:
         else:
             overrides = {key: value for key, value in vars(config.model).items() if value is not None}
             preset = overrides.pop("preset")
-            overrides = {"patch_size": 8, **overrides, "in_channels": 3, "sample_size": config.size}
+            patch_size = 8 if self.vae is None else 2
+            overrides = {"patch_size": patch_size, **overrides, "in_channels": latent_channels(self.vae)}
+            overrides["sample_size"] = config.size // compression(self.vae)
             transformer = KaleidoTransformer3DModel.from_preset(preset, **overrides)
             scheduler = RectifiedFlowViewScheduler(**options)
         if config.gradient_checkpointing:
@@ -349,6 +381,22 @@ class Trainer:
         if config.lora.rank and self.checkpoint is not None:
             self._load_weights(transformer, self.checkpoint / "transformer")
         return transformer.train(), scheduler
+
+    def _make_autoencoder(self) -> ModelMixin | None:
+        """The one that is named, or that of the pipeline that training starts from; none for pixels."""
+        config = self.config
+        if config.vae is not None:
+            return load_autoencoder(config.vae).to(self.accelerator.device)
+        if config.init_from is not None and (config.init_from / "vae").is_dir():
+            return load_autoencoder(config.init_from).to(self.accelerator.device)
+        return None
+
+    def _operations(self, partition: ViewPartition, height: int, width: int) -> int:
+        """Floating-point operations of one step of all processes, with the backward pass (twice the forward one)."""
+        memory = () if partition.drop_references else tuple(map(len, partition.references))
+        targets = tuple(map(len, partition.targets))
+        once = forward_operations(self.transformer.config, memory, targets, height=height, width=width)
+        return 3 * once * self.config.batch
 
     def _with_adapter(self, transformer: KaleidoTransformer3DModel) -> KaleidoTransformer3DModel:
         """The model, frozen below a new adapter, where one is trained."""
@@ -382,7 +430,7 @@ class Trainer:
         """The averaged weights as a pipeline; an adapter is attached."""
         transformer = self._copy()
         self.ema.copy_to(_trained(transformer))
-        pipe = KaleidoViewSynthesisPipeline(transformer.eval(), self.scheduler)
+        pipe = KaleidoViewSynthesisPipeline(transformer.eval(), self.scheduler, self.vae)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -421,6 +469,7 @@ class Trainer:
                 "ema_step": self.ema.optimization_step,
                 "best": (self.best_step, self.best_score),
                 "minutes": self.minutes,
+                "operations": self.operations,
                 "config": _decisive(self.config),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             }
@@ -474,6 +523,7 @@ class Trainer:
             )
         self.step, self._minutes_before = state["step"], state["minutes"]
         self.best_step, self.best_score = state["best"]
+        self.operations = state.get("operations", 0)
         self.ema.optimization_step = state["ema_step"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
@@ -490,7 +540,7 @@ class Trainer:
             self._validation = validation_samples(config)
         pipe, given, made, truth = self.pipeline(), [], [], []
         for number, (sample, count) in enumerate(self._validation):
-            views = sample.views.float() / 255
+            views = _pixels(self.vae, sample.views)
             times = {}
             if sample.times is not None:
                 times = {"frame_times": sample.times[:count], "target_times": sample.times[count:]}
@@ -553,7 +603,23 @@ def _decisive(config: TrainConfig) -> dict[str, str]:
     """The settings that decide what the steps do, which a resumed run must share."""
     free = ("output", "max_minutes", "steps", "save_every", "keep", "log_every", "validate_every", "validation")
     free += ("validation_scenes", "validation_steps", "workers", "tracker", "compile", "in_memory", "init_from")
+    free += ("dtype", "threads", "data", "cooldown", "scenes")
     return {key: str(value) for key, value in vars(config).items() if key not in free}
+
+
+def _dtype(name: str) -> torch.dtype:
+    """Of matrix products, by the name of the setting."""
+    if name != "auto":
+        return getattr(torch, name)
+    device = torch.accelerator.current_accelerator()
+    return fast_dtype("cpu" if device is None else device.type)
+
+
+def _pixels(vae: ModelMixin | None, views: torch.Tensor) -> torch.Tensor:
+    """Views `[V, 3, H, W]` in [0, 1] of a sample, decoded where it holds latents."""
+    if views.dtype == torch.uint8:
+        return views.float() / 255
+    return (decode_views(vae, views) / 2 + 0.5).clamp(0, 1)
 
 
 def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:

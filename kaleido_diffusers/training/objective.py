@@ -34,11 +34,19 @@ class ViewBatch:
     times: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "ViewBatch":
-        """The batch on another device."""
+        """The batch on another device.
+
+        Args:
+            device (`torch.device`): where to.
+        """
         return ViewBatch(*(None if x is None else x.to(device) for x in vars(self).values()))
 
     def select(self, views: Sequence[int]) -> "ViewBatch":
-        """Some of the views of every scene, in the order given."""
+        """Some of the views of every scene, in the order given.
+
+        Args:
+            views (`Sequence[int]`): their numbers, in the order wanted.
+        """
         views = list(views)
         return ViewBatch(*(None if x is None else x[:, views] for x in vars(self).values()))
 

@@ -70,7 +70,11 @@ class LiveScene:
         self.choose(references)
 
     def choose(self, references: int) -> None:
-        """Takes another number of references, and forgets the views that were kept."""
+        """Takes another number of references, and forgets the views that were kept.
+
+        Args:
+            references (`int`): how many.
+        """
         count = min(references, len(self.scene), MOST_REFERENCES)
         self.references = choose_references(self.scene.cameras, count, range(len(self.scene)))
         self.memory = self._of_references = self._after_view = None

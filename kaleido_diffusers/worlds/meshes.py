@@ -28,7 +28,11 @@ _SOLIDS = ("box", "ball", "can", "cone", "ring")
 
 
 def is_mesh_folder(path: str | os.PathLike) -> bool:
-    """Whether a folder holds meshes, at any depth, and is no capture that a mesh lies in."""
+    """Whether a folder holds meshes, at any depth, and is no capture that a mesh lies in.
+
+    Args:
+        path (`str` or `os.PathLike`): the folder.
+    """
     path = Path(path)
     if not path.is_dir() or any(path.glob("transforms*.json")):
         return False

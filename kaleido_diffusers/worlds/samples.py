@@ -19,7 +19,7 @@ class SceneSample:
     All views of one scene.
 
     Attributes:
-        views (`torch.Tensor` of shape `[V, 3, H, W]`): uint8.
+        views (`torch.Tensor` of shape `[V, C, H, W]`): uint8 pixels, or latents in floating point.
         poses (`torch.Tensor` of shape `[V, 4, 4]`, *optional*): `world_from_camera`, float64; not in video.
         intrinsics (`torch.Tensor` of shape `[V, 3, 3]`, *optional*): normalised by width and height.
         times (`torch.Tensor` of shape `[V]`, *optional*): seconds.
@@ -43,13 +43,23 @@ class SceneSample:
         return Cameras(self.poses, self.intrinsics.double() * scale, [height, width])
 
     def select(self, views: Sequence[int]) -> "SceneSample":
-        """Some of the views, in the order given."""
+        """Some of the views, in the order given.
+
+        Args:
+            views (`Sequence[int]`): their numbers, in the order wanted.
+        """
         views = list(views)
         return SceneSample(*(None if x is None else x[views] for x in vars(self).values()))
 
 
 def scene_sample(scene: Scene, size: int, views: Sequence[int]) -> SceneSample:
-    """Some of the views of a capture, cropped and resized to `size` x `size` pixels."""
+    """Some of the views of a capture, cropped and resized to `size` x `size` pixels.
+
+    Args:
+        scene ([`Scene`]): the capture.
+        size (`int`): pixels a side.
+        views (`Sequence[int]`): numbers of the photos.
+    """
     images, cameras = scene.fitted(views, size, size)
     return SceneSample(
         (images * 255).round().to(torch.uint8),

@@ -4,18 +4,23 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 
 from ..captures.images import as_image_tensor, fit_cameras, fit_views, load_image, tensor_to_image
-from ..captures.readers.shards import ARRAYS, ShardReader
+from ..captures.readers.shards import ARRAYS, LATENTS, ShardReader
 from ..geometry.cameras import Cameras
+from ..models.latents import encode_views
+from ..models.precision import fast_dtype
 from .samples import SceneSample
 
 
-__all__ = ["ShardSource", "write_shards"]
+__all__ = ["ShardSource", "encoded_samples", "write_shards"]
 
 
 class ShardSource(ShardReader):
@@ -32,6 +37,11 @@ class ShardSource(ShardReader):
         self.size = size
 
     def __getitem__(self, index: int) -> SceneSample:
+        if (latents := self.latents(index)) is not None:
+            views, arrays = latents
+            intrinsics = arrays.get("intrinsics")
+            intrinsics = None if intrinsics is None else intrinsics.float()
+            return SceneSample(views, arrays.get("poses"), intrinsics, arrays.get("times"))
         encoded, arrays = self.parts(index)
         file, name, _ = self._scenes[index]
         where = f"{file}, scene {name!r}"
@@ -66,7 +76,7 @@ def write_shards(
         folder (`str` or `Path`):
             Where to; made if missing. Raises `FileExistsError` when a shard of that name lies there already.
         samples (`Iterable[SceneSample]`):
-            The scenes.
+            The scenes, of pixels (kept as JPEG) or of latents (kept in float16).
         scenes_per_shard (`int`, defaults to `500`):
             Scenes in a tar file.
         quality (`int`, defaults to `95`):
@@ -94,6 +104,20 @@ def write_shards(
     return written
 
 
+def encoded_samples(samples: Iterable[SceneSample], vae: ModelMixin) -> Iterator[SceneSample]:
+    """Scenes of pixels as scenes of latents, in bfloat16 products where those are faster.
+
+    Args:
+        samples (`Iterable[SceneSample]`): scenes of pixels.
+        vae (`ModelMixin`): image autoencoder, see [`load_autoencoder`].
+    """
+    device = vae.device
+    for sample in samples:
+        with torch.autocast(device.type, fast_dtype(device.type), enabled=fast_dtype(device.type) != torch.float32):
+            latents = encode_views(vae, sample.views.to(device).float() / 127.5 - 1)
+        yield replace(sample, views=latents.half().cpu())
+
+
 def _finish(part: Path | None, tar: tarfile.TarFile | None, written: list[Path]) -> None:
     if tar is not None:
         tar.close()
@@ -103,6 +127,11 @@ def _finish(part: Path | None, tar: tarfile.TarFile | None, written: list[Path])
 def _add_scene(tar: tarfile.TarFile, name: str, sample: SceneSample, quality: int) -> None:
     meta = {key: getattr(sample, key).tolist() for key in ARRAYS if getattr(sample, key) is not None}
     _add(tar, f"{name}/scene.json", json.dumps(meta).encode())
+    if sample.views.is_floating_point():
+        buffer = io.BytesIO()
+        np.save(buffer, sample.views.half().numpy())
+        _add(tar, f"{name}/{LATENTS}", buffer.getvalue())
+        return
     for number, view in enumerate(sample.views):
         buffer = io.BytesIO()
         tensor_to_image(view / 255).save(buffer, "JPEG", quality=quality, subsampling=0)

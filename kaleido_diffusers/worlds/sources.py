@@ -85,7 +85,13 @@ class SyntheticSource:
 
 def capture_views(scene: Scene, split: str, validation_photos: int = 0) -> list[int]:
     """Views of a split, see [`split_views`]; with `validation_photos`, the validation views are so many of the
-    training views, evenly over their order, unless the capture names its own."""
+    training views, evenly over their order, unless the capture names its own.
+
+    Args:
+        scene ([`Scene`]): the capture.
+        split (`str`): `train`, `validation` or `test`.
+        validation_photos (`int`, defaults to `0`): how many training views are kept for validation.
+    """
     views = split_views(len(scene), scene.splits, split)
     if not validation_photos or split == "test" or (scene.splits or {}).get("val"):
         return views

@@ -78,6 +78,9 @@ def find_photos(folder: str | os.PathLike) -> list[Path]:
     """
     The photos in a folder, in the order of their names (`2.jpg` before `10.jpg`). Other files are left out with a
     warning, hidden ones without. Raises [`CaptureError`] when there is no photo.
+
+    Args:
+        folder (`str` or `os.PathLike`): where they lie.
     """
     folder = Path(folder)
     if not folder.is_dir():
