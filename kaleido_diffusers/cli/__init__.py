@@ -49,13 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words  # of every verb, and no setting of any
     words = [word for word in words if word != "--debug"]
-    try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            VERBS, prog="kaleido", description="Posed photos in, new views out.", args=words
-        )
-    except ValueError as error:  # of settings that check themselves
-        print(f"kaleido: {plain(str(error))}", file=sys.stderr)
-        return 1
+    command = tyro.extras.subcommand_cli_from_dict(
+        VERBS, prog="kaleido", description="Posed photos in, new views out.", args=words
+    )
     return run_verb(command, debug)
 
 

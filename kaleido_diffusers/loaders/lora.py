@@ -626,10 +626,16 @@ class KaleidoLoraLoaderMixin(CogVideoXLoraLoaderMixin):
             kwargs:
                 As in diffusers (`weight_name`, `subfolder`, `revision`, `token`, `low_cpu_mem_usage`, ...).
         """
-        super().load_lora_weights(
-            pretrained_model_name_or_path_or_dict,
-            adapter_name=adapter_name,
-            hotswap=hotswap,
-            base=self.transformer if check_base else None,
-            **kwargs,
-        )
+        source = pretrained_model_name_or_path_or_dict
+        base = self.transformer if check_base else None
+        before = set(getattr(self.transformer, "peft_config", None) or ())
+        try:
+            super().load_lora_weights(source, adapter_name=adapter_name, hotswap=hotswap, base=base, **kwargs)
+        except (ValueError, OSError, ImportError, MemoryError):
+            raise
+        except Exception as error:  # at damaged files, other shapes and foreign headers, libraries raise anything
+            what = "these weights" if isinstance(source, dict) else source
+            reason = " ".join(str(error).split())[:500]
+            raise ValueError(f"The adapter {what} cannot be loaded. {type(error).__name__}: {reason}") from error
+        if not hotswap and set(getattr(self.transformer, "peft_config", None) or ()) == before:
+            raise ValueError("Nothing was loaded: none of the names of the weights is of an adapter of a transformer.")

@@ -14,13 +14,14 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from ..captures.images import as_image_tensor, fit_cameras, fit_views, load_image, tensor_to_image
 from ..captures.readers.shards import ARRAYS, LATENTS, ShardReader
+from ..files import written_whole
 from ..geometry.cameras import Cameras
 from ..models.latents import encode_views
 from ..models.precision import fast_dtype
 from .samples import SceneSample
 
 
-__all__ = ["ShardSource", "encoded_samples", "write_shards"]
+__all__ = ["ShardSource", "encoded_samples", "shard_name", "write_shards"]
 
 
 class ShardSource(ShardReader):
@@ -90,18 +91,28 @@ def write_shards(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    part, tar = None, None
-    for number, sample in enumerate(samples, start=first):
-        if part is None or number % scenes_per_shard == 0:
-            _finish(part, tar, written)
-            path = folder / f"shard-{number // scenes_per_shard:06d}.tar"
-            if path.exists():
-                raise FileExistsError(f"{path} exists already.")
-            part = path.with_suffix(".tar.part")
-            tar = tarfile.open(part, "w")
-        _add_scene(tar, f"{number:08d}", sample, quality)
-    _finish(part, tar, written)
+    waiting, number = iter(samples), first
+    while (sample := next(waiting, None)) is not None:
+        path = folder / shard_name(number, scenes_per_shard)
+        if path.exists():
+            raise FileExistsError(f"{path} exists already.")
+        with written_whole(path) as part, tarfile.open(part, "w") as tar:
+            while sample is not None:
+                _add_scene(tar, f"{number:08d}", sample, quality)
+                number += 1
+                sample = next(waiting, None) if number % scenes_per_shard else None
+        written.append(path)
     return written
+
+
+def shard_name(number: int, scenes_per_shard: int) -> str:
+    """What the shard of a scene is called.
+
+    Args:
+        number (`int`): of the scene.
+        scenes_per_shard (`int`): scenes in a tar file.
+    """
+    return f"shard-{number // scenes_per_shard:06d}.tar"
 
 
 def encoded_samples(samples: Iterable[SceneSample], vae: ModelMixin) -> Iterator[SceneSample]:
@@ -116,12 +127,6 @@ def encoded_samples(samples: Iterable[SceneSample], vae: ModelMixin) -> Iterator
         with torch.autocast(device.type, fast_dtype(device.type), enabled=fast_dtype(device.type) != torch.float32):
             latents = encode_views(vae, sample.views.to(device).float() / 127.5 - 1)
         yield replace(sample, views=latents.half().cpu())
-
-
-def _finish(part: Path | None, tar: tarfile.TarFile | None, written: list[Path]) -> None:
-    if tar is not None:
-        tar.close()
-        written.append(part.rename(part.with_suffix("")))
 
 
 def _add_scene(tar: tarfile.TarFile, name: str, sample: SceneSample, quality: int) -> None:
