@@ -1,8 +1,10 @@
 """Nobody gets in: pages of other sites, names that were made to lead here, files that lie elsewhere, large bodies."""
 
+import html
 import http.client
 import json
 import os
+import re
 import time
 from urllib.parse import urlsplit
 
