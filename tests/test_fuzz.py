@@ -22,8 +22,8 @@ from kaleido_diffusers.cli import main
 from kaleido_diffusers.cli.loading import load_pipeline
 from kaleido_diffusers.loaders.lora import AdapterInfo, make_lora_config, save_adapter
 from kaleido_diffusers.training.config import TrainConfig
-from kaleido_diffusers.worlds.shards import ShardSource, write_shards
-from kaleido_diffusers.worlds.sources import SyntheticSource
+from kaleido_diffusers.worlds.shard_writing import write_shards
+from kaleido_diffusers.worlds.sources import ShardSource, SyntheticSource
 
 
 CASES = int(os.environ.get("KALEIDO_FUZZ", "25"))

@@ -14,8 +14,8 @@ from markdown_it import MarkdownIt
 
 from kaleido_diffusers import bundled_checkpoint, load_scene, sample_capture
 from kaleido_diffusers.demo.server import sweep
-from kaleido_diffusers.viewer.origins import OriginRule
-from kaleido_diffusers.viewer.texts import as_markdown
+from kaleido_diffusers.web.origins import OriginRule
+from kaleido_diffusers.web.texts import as_markdown
 
 
 @pytest.mark.parametrize(

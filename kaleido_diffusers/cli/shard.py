@@ -1,36 +1,41 @@
 """`kaleido shard`: renders worlds, or packs captures, into WebDataset shards."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from ..files import write_json
+from ..geometry.views import Views
 from ..models.latents import load_autoencoder
-from ..worlds.meshes import MeshSource, is_mesh_folder
-from ..worlds.samples import SceneSample, SceneSource
-from ..worlds.shards import encoded_samples, shard_name, write_shards
-from ..worlds.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource
+from ..worlds.shard_writing import encoded_samples, shard_name, write_shards
+from ..worlds.sources import SourceOptions, is_rendered, open_source
 
 
 __all__ = ["Shard"]
 
 RECORD = "shards.json"  # in the folder: with which settings its shards were written
 
+Place = tuple[Sequence[Views], int]  # a source, and which of its scenes
+
 
 @dataclass
 class Shard:
-    """Writes training data ahead: synthetic worlds (`object`, `scene`, `mixed`, `video`, `moving`), worlds of textured
-    meshes, or captures."""
+    """Writes training data ahead: synthetic worlds (`object`, `scene`, `mixed`, `video`, `moving`), worlds drawn from
+    assets (`worlds`, `objects`, `rooms`, `outdoors`, `scenes`, `photos`, `motion`, `clips`), or captures."""
 
     output: Path
     """Folder for the shards. A run that was stopped goes on there."""
     data: tuple[str, ...] = ("mixed",)
-    """A kind of synthetic world, a folder of meshes, or folders of captures."""
-    textures: Path | None = None
-    """Photos (and `pano_*` surroundings) for worlds of meshes."""
+    """A kind of world, folders of captures, or shards."""
+    assets: tuple[Path, ...] = ()
+    """Folders of photos, meshes, scenes and panoramas that drawn worlds are made of."""
+    arc: tuple[float, float] = (0.03, 1.2)
+    """Least and greatest arc of the cameras of a drawn world around what they look at, in radians."""
+    zoom: float = 0.3
+    """Part of the drawn worlds whose views differ in their field of view."""
     split: str = "train"
     """`train`, `validation` or `test`: worlds of different seeds, or views of a capture."""
     first: int = 0
@@ -57,29 +62,33 @@ class Shard:
     def run(self) -> None:
         if self.scenes_per_shard < 1 or self.first < 0:
             raise ValueError("--scenes-per-shard must be at least 1, and --first at least 0.")
-        source, vae = self._worlds(), None if self.vae is None else load_autoencoder(self.vae).to(self.device)
-        last = self.first + (len(self.data) if source is None else self.scenes)
+        vae = None if self.vae is None else load_autoencoder(self.vae).to(self.device)
+        total = self.scenes if self.data[1:] == () and is_rendered(self.data[0]) else None
         self.output.mkdir(parents=True, exist_ok=True)
-        with tqdm(total=last - self.first, desc="worlds" if source is not None else "captures") as bar:
-            for numbers in self._by_shard(last):
+        with tqdm(total=total, desc="scenes") as bar:
+            for numbers, places in self._by_shard():
                 path = self.output / shard_name(numbers[0], self.scenes_per_shard)
                 if self._is_finished(path, numbers):
                     tqdm.write(f"{path} is finished already")
                     bar.update(len(numbers))
                     continue
-                samples = self._drawn(source, numbers, bar)
+                samples = self._drawn(places, bar)
                 if vae is not None:
                     samples = encoded_samples(samples, vae)
                 write_shards(self.output, samples, self.scenes_per_shard, first=numbers[0])
                 tqdm.write(f"wrote {path}")
 
-    def _by_shard(self, last: int) -> Iterator[range]:
-        """Numbers of the scenes of one shard after the other."""
-        start = self.first
-        while start < last:
-            end = min(last, (start // self.scenes_per_shard + 1) * self.scenes_per_shard)
-            yield range(start, end)
-            start = end
+    def _by_shard(self) -> Iterator[tuple[range, list[Place]]]:
+        """Numbers of the scenes of one shard after the other, and where they come from."""
+        start, places = self.first, []
+        for place in self._places():
+            places.append(place)
+            end = start + len(places)
+            if end % self.scenes_per_shard == 0:
+                yield range(start, end), places
+                start, places = end, []
+        if places:
+            yield range(start, start + len(places)), places
 
     def _is_finished(self, path: Path, numbers: range) -> bool:
         """Whether a run with these settings has written the shard; notes down that this one will. `FileExistsError`
@@ -96,29 +105,27 @@ class Shard:
         write_json(file, {**record, path.name: settings})
         return False
 
-    def _drawn(self, source: SceneSource | None, numbers: range, bar: tqdm) -> Iterator[SceneSample]:
-        for number in numbers:
-            path = None if source is not None else self.data[number - self.first]
-            yield source[number] if path is None else CaptureSource(path, self.size, self.split)[0]
+    def _drawn(self, places: list[Place], bar: tqdm) -> Iterator[Views]:
+        for source, index in places:
+            yield source[index]
             bar.update()
 
-    def _worlds(self) -> SceneSource | None:
-        """What to render; nothing when `data` names captures."""
-        if len(self.data) > 1:
-            return None
-        name, last = self.data[0], self.first + self.scenes
-        if is_mesh_folder(name):
-            return MeshSource(name, self.textures, self.split, last, self.views, self.size, self.spread, self.samples)
-        if name not in SYNTHETIC_KINDS:
-            return None
-        return SyntheticSource(
-            *SYNTHETIC_KINDS[name],
-            self.split,
-            last,
-            self.views,
-            self.size,
-            self.spread,
-            self.max_solids,
-            self.samples,
-            self.device,
+    def _places(self) -> Iterator[Place]:
+        """All scenes, the sources opened one after the other."""
+        options = SourceOptions(
+            size=self.size,
+            split=self.split,
+            scenes=self.first + self.scenes,
+            views=self.views,
+            spread=self.spread,
+            max_solids=self.max_solids,
+            samples=self.samples,
+            device=self.device,
+            assets=self.assets,
+            arc=self.arc,
+            zoom=self.zoom,
         )
+        for name in self.data:
+            source = open_source(name, options)
+            for index in range(self.first if is_rendered(name) else 0, len(source)):
+                yield source, index

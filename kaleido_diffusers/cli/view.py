@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import tyro
 
 from ..bundled import checkpoint_for
-from ..viewer.page import LOOPBACK, MOST_REFERENCES, LiveScene, Viewer
+from ..viewer.live import MOST_REFERENCES, LiveScene
+from ..viewer.page import LOOPBACK, Viewer
 from .loading import CaptureOptions, load_pipeline, warn_of_fitted
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
-from ..viewer.origins import OriginRule
+from ..web.origins import OriginRule
 from .app import AUTO, WORK, DemoApp
 from .limits import Limits
 from .texts import SCRIPT, STYLE

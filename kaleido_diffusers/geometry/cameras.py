@@ -347,6 +347,18 @@ class Cameras:
         return cls(world_from_camera, intrinsics, image_sizes)
 
     @classmethod
+    def from_normalized(cls, world_from_camera, intrinsics, image_sizes) -> "Cameras":
+        """Cameras of intrinsics in units of the image, fx / W, fy / H, cx / W, cy / H; see [`normalize_intrinsics`].
+
+        `world_from_camera` `[..., 4, 4]`; `intrinsics` `[..., 3, 3]` or `[3, 3]`; `image_sizes` `[..., 2]` or `[2]`,
+        (height, width).
+        """
+        intrinsics = _as_tensor(intrinsics, "intrinsics").to(torch.float64)
+        height, width = _as_tensor(image_sizes, "image_sizes").to(intrinsics).unbind(-1)
+        unit = torch.stack([width, height, torch.ones_like(width)], dim=-1).unsqueeze(-1)
+        return cls(world_from_camera, intrinsics * unit, image_sizes)
+
+    @classmethod
     def cat(cls, cameras: Sequence["Cameras"]) -> "Cameras":
         """Concatenates cameras along their first dimension.
 

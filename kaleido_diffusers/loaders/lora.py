@@ -46,7 +46,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..files import written_whole
-from ..models.reference_cache import AdapterState
+from .adapter_state import AdapterState
 from .alignment import align_weights, check_finite
 
 

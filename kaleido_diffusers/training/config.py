@@ -57,7 +57,9 @@ class TrainConfig:
     """Folder for checkpoints, the log and validation pictures. A run in it is resumed."""
     data: tuple[str, ...] = ("mixed",)
     """Sources with optional weights: `object`, `scene`, `mixed` (synthetic worlds), `video` (clips without cameras),
-    `moving` (clips with both), a folder of shards, a capture (its training split); for example
+    `moving` (clips with both), worlds drawn from `assets` (`worlds`, a mix of `objects`, `rooms`, `outdoors`, `scenes`
+    and `photos`; `motion`, which moves; `clips`, which moves and has no cameras), a folder of shards, a capture (its
+    training split); for example
     `mixed=3 video runs/shards=2`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model to train, when training does not start from a checkpoint."""
@@ -102,6 +104,12 @@ class TrainConfig:
     """Most solids in a synthetic world."""
     render_samples: int = 2
     """Rays along each side of a pixel of a synthetic world."""
+    assets: tuple[Path, ...] = ()
+    """Folders of photos, meshes, scenes and panoramas that drawn worlds are made of."""
+    arc: tuple[float, float] = (0.03, 1.2)
+    """Least and greatest arc of the cameras of a drawn world around what they look at, in radians."""
+    zoom: float = 0.3
+    """Part of the drawn worlds whose views differ in their field of view."""
     in_memory: bool = False
     """Read or render every source once, at the start."""
     steps: int = 10_000
