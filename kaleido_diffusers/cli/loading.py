@@ -1,6 +1,8 @@
 """What several verbs share."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +17,7 @@ from ..pipelines.hub import explain_hub_error
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 
 
-__all__ = ["CaptureOptions", "load_pipeline", "warn_of_fitted"]
+__all__ = ["CaptureOptions", "load_pipeline", "loading_of", "warn_of_fitted"]
 
 
 @dataclass
@@ -72,6 +74,25 @@ def warn_of_fitted(checkpoint: str, capture: str, advice: str) -> None:
         warnings.warn(f"{message}: {advice}.", stacklevel=3)
 
 
+@contextmanager
+def loading_of(checkpoint: str) -> Iterator[None]:
+    """Turns what libraries raise at damaged or foreign files into a sentence.
+
+    Args:
+        checkpoint (`str`): what is loaded, as the user named it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(explain_hub_error(error, checkpoint) or str(error)) from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # JSON of any shape, headers of any length: their readers raise whatever they meet
+        lines = str(error).strip().splitlines() or ["no reason is given"]
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{checkpoint} cannot be loaded. {kind}{' '.join(lines)[:500]}") from error
+
+
 def load_pipeline(checkpoint: str, device: str = "auto", dtype: str = "float32") -> KaleidoViewSynthesisPipeline:
     """A pipeline on its device.
 
@@ -82,10 +103,8 @@ def load_pipeline(checkpoint: str, device: str = "auto", dtype: str = "float32")
         dtype (`str`, defaults to `"float32"`): precision of the weights.
     """
     folder = resolve_checkpoint(checkpoint)
-    try:
+    with loading_of(checkpoint):
         pipe = KaleidoViewSynthesisPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
-    except OSError as error:
-        raise OSError(explain_hub_error(error, checkpoint) or str(error)) from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -25,9 +25,10 @@ __all__ = ["Guard", "serve", "sweep"]
 
 _FONTS = ("system-ui", "sans-serif")
 _POLICY = (  # what a page of ours may load, and from where: from here alone
-    # Gradio writes its settings into the page as scripts, which are let in one by one by their digests. It sets styles
-    # in attributes and plotly by script, which only `unsafe-inline` lets in; both draw with blobs.
-    "default-src 'self' data: blob:; script-src 'self' blob:{scripts}; style-src 'self' 'unsafe-inline';"
+    # Gradio writes its settings into the page as scripts, which are let in one by one by their digests. Its `gr.HTML`
+    # evaluates templates (`unsafe-eval`); it sets styles in attributes, and plotly by script (`unsafe-inline`, for
+    # styles alone); both draw with blobs.
+    "default-src 'self' data: blob:; script-src 'self' blob: 'unsafe-eval'{scripts}; style-src 'self' 'unsafe-inline';"
     " connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
 )
 _SCRIPTS = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE)
@@ -192,7 +193,10 @@ class _Answer:
 
 
 def _with_headers(message: dict, html: bytes) -> dict:
-    digests = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPTS.findall(html)]
+    digests = [
+        base64.b64encode(hashlib.sha256(script).digest()).decode()
+        for script in _SCRIPTS.findall(html + SCRIPT.encode())
+    ]
     policy = _POLICY.format(scripts="".join(f" 'sha256-{digest}'" for digest in digests))
     extra = [(b"content-security-policy", policy.encode()), (b"x-content-type-options", b"nosniff")]
     extra += [(b"referrer-policy", b"no-referrer")]

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 
-from ..captures.images import as_image_tensor, fit_cameras, fit_views
+from ..captures.images import REDUCED_PIXELS, as_image_tensor, fit_cameras, fit_image, fit_views, load_image
 from ..geometry.cameras import Cameras, check_rigid
 from ..geometry.views import ViewGeometry, Views
 
@@ -69,17 +70,16 @@ def prepare_references(
         raise ValueError("`images` must hold at least one reference, got none.")
     if _is_batch(images):
         raise ValueError("`images` must hold the references of one scene, got a batch of scenes.")
-    images = _as_tensors(images)
+    images, sizes = _opened(images, height, width)
     times = None if frame_times is None else _times(frame_times, (), len(images))
     cameras = None
     if poses is not None:
         poses = _reference_poses(poses, len(images))
-        sizes = [tuple(image.shape[-2:]) for image in images]
         _check_fov(poses, intrinsics, fov)
         cameras = _with_lens(poses, intrinsics, fov, sizes, "poses", "intrinsics")
         cameras = fit_cameras(cameras, height, width)
     _check_described(cameras, times, intrinsics, fov)
-    references = Views.seen(_fitted(images, height, width), ViewGeometry.of(cameras, times))
+    references = Views.seen(_stacked(images, height, width), ViewGeometry.of(cameras, times))
     return Views.stack([references])
 
 
@@ -158,11 +158,10 @@ def _prepare_scene(
     width: int,
 ) -> tuple[torch.Tensor, ViewGeometry]:
     """References `[N, 3, height, width]` in [-1, 1] of one scene, and the geometry of its views `[V]`."""
-    images = _as_tensors(images)
+    images, sizes = _opened(images, height, width)
     times = _times(frame_times, target_times, len(images))
     cameras = None
     if poses is not None or target_poses is not None:
-        sizes = [tuple(image.shape[-2:]) for image in images]
         cameras = _cameras(poses, target_poses, intrinsics, target_intrinsics, fov, sizes, (height, width))
         cameras = fit_cameras(cameras, height, width)
     _check_described(cameras, times, intrinsics, target_intrinsics, fov)
@@ -171,20 +170,21 @@ def _prepare_scene(
     geometry = ViewGeometry.of(cameras, times)
     if len(geometry) <= len(images):
         raise ValueError(f"There is nothing to generate: {len(images)} images and {len(geometry)} poses or times.")
-    return _fitted(images, height, width), geometry
+    return _stacked(images, height, width), geometry
 
 
-def _as_tensors(images) -> list[torch.Tensor]:
-    """One or many images as tensors `[3, H, W]` in [0, 1]."""
+def _opened(images, height: int, width: int) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+    """One or many images at the working size `[3, height, width]` in [0, 1], and the sizes that they had, (height,
+    width). One after the other: photos may be large."""
     if isinstance(images, (str, os.PathLike, PIL.Image.Image)) or (hasattr(images, "ndim") and images.ndim == 3):
         images = [images]
-    return [as_image_tensor(image) for image in images]
+    views = [_fitted(image, height, width) for image in images]
+    return [view for view, _ in views], [size for _, size in views]
 
 
-def _fitted(images: list[torch.Tensor], height: int, width: int) -> torch.Tensor:
-    """Images at the working size, `[N, 3, height, width]` in [-1, 1]."""
-    fitted = [fit_views(image, None, height, width)[0] for image in images]
-    return torch.stack(fitted) * 2 - 1 if fitted else torch.zeros(0, 3, height, width)
+def _stacked(images: list[torch.Tensor], height: int, width: int) -> torch.Tensor:
+    """`[N, 3, height, width]` in [-1, 1]."""
+    return torch.stack(images) * 2 - 1 if images else torch.zeros(0, 3, height, width)
 
 
 def _check_described(cameras: Cameras | None, times: torch.Tensor | None, *lens) -> None:
@@ -193,6 +193,18 @@ def _check_described(cameras: Cameras | None, times: torch.Tensor | None, *lens)
         raise ValueError("Views need `poses`, or `frame_times` and `target_times` (video), or both; got neither.")
     if cameras is None and any(given is not None for given in lens):
         raise ValueError("`intrinsics`, `target_intrinsics` and `fov` were given without `poses`.")
+
+
+def _fitted(image, height: int, width: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """One reference in [0, 1] and in its size, and the size that it had, (height, width)."""
+    if isinstance(image, (str, os.PathLike)):
+        image = load_image(image)
+    elif isinstance(image, PIL.Image.Image) and image.width * image.height > REDUCED_PIXELS:
+        image = PIL.ImageOps.exif_transpose(image)
+    if isinstance(image, PIL.Image.Image) and image.width * image.height > REDUCED_PIXELS:
+        return fit_image(image, height, width), (image.height, image.width)
+    tensor = as_image_tensor(image)
+    return fit_views(tensor, None, height, width)[0], tuple(tensor.shape[-2:])
 
 
 def _cameras(poses, target_poses, intrinsics, target_intrinsics, fov, sizes, default_size) -> Cameras:

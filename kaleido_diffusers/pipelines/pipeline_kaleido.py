@@ -601,6 +601,11 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         )
 
         # 5. Return in the order asked for
+        if not outputs.isfinite().all():
+            raise ValueError(
+                "The views came out as NaN or infinity. In float16 that is a model that needs bfloat16 or float32;"
+                " else its weights, an adapter, or an extreme `guidance_scale` or `camera_scale` are at fault."
+            )
         self._current_timestep = None
         outputs = outputs.unflatten(0, (-1, num_samples)).transpose(1, 2)  # [B, M, S, ...]
         images = self._postprocess(outputs, output_type, inputs.is_batch)

@@ -1,5 +1,6 @@
 """Settings of the trainer."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -170,3 +171,25 @@ class TrainConfig:
     """Where scores go, beside log.jsonl."""
     seed: int = 0
     """Decides weights, data and noise."""
+
+    def __post_init__(self):
+        above = (
+            "max_grad_norm",
+            "size",
+            "batch",
+            "views",
+            "steps",
+            "save_every",
+            "keep",
+            "log_every",
+            "validate_every",
+        )
+        for name in above:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+        for name in ("ema_decay", "cooldown"):
+            if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) != ("cooldown", 1.0):
+                raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
+        for name in ("matrix_lr", "other_lr", "weight_decay", "warmup_steps", "workers"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")

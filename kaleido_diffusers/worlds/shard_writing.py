@@ -21,7 +21,7 @@ from ..models.latents import encode_views
 from ..models.precision import fast_dtype
 
 
-__all__ = ["encoded_samples", "write_shards"]
+__all__ = ["encoded_samples", "shard_name", "write_shards"]
 
 
 def write_shards(
@@ -53,7 +53,18 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     numbered = enumerate(samples, start=first)
     shards = groupby(numbered, key=lambda scene: scene[0] // scenes_per_shard)
-    return [_write_shard(folder / f"shard-{number:06d}.tar", scenes, quality) for number, scenes in shards]
+    names = ((shard_name(number * scenes_per_shard, scenes_per_shard), scenes) for number, scenes in shards)
+    return [_write_shard(folder / name, scenes, quality) for name, scenes in names]
+
+
+def shard_name(number: int, scenes_per_shard: int) -> str:
+    """What the shard of a scene is called.
+
+    Args:
+        number (`int`): of the scene.
+        scenes_per_shard (`int`): scenes in a tar file.
+    """
+    return f"shard-{number // scenes_per_shard:06d}.tar"
 
 
 def encoded_samples(samples: Iterable[Views], vae: ModelMixin) -> Iterator[Views]:
