@@ -56,9 +56,9 @@ class TrainConfig:
     """Folder for checkpoints, the log and validation pictures. A run in it is resumed."""
     data: tuple[str, ...] = ("mixed",)
     """Sources with optional weights: `object`, `scene`, `mixed` (synthetic worlds), `video` (clips without cameras),
-    `moving` (clips with both), worlds drawn from `assets` (`worlds`, a mix of `objects`, `rooms`, `outdoors`, `scenes` and
-    `photos`; `motion`, which moves; `clips`, which moves and has no cameras), a folder of shards, a capture (its training split); for example
-    `mixed=3 video runs/shards=2`."""
+    `moving` (clips with both), worlds drawn from `assets` (`worlds`, a mix of `objects`, `rooms`, `outdoors`, `scenes`
+    and `photos`; `motion`, which moves; `clips`, which moves and has no cameras), a folder of shards, a capture (its
+    training split); for example `mixed=3 video runs/shards=2`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     init_from: Path | None = None
     """Pipeline folder to start from, instead of random weights. Its `prediction_type` and its autoencoder are kept."""
