@@ -59,8 +59,7 @@ class TrainConfig:
     """Sources with optional weights: `object`, `scene`, `mixed` (synthetic worlds), `video` (clips without cameras),
     `moving` (clips with both), worlds drawn from `assets` (`worlds`, a mix of `objects`, `rooms`, `outdoors`, `scenes`
     and `photos`; `motion`, which moves; `clips`, which moves and has no cameras), a folder of shards, a capture (its
-    training split); for example
-    `mixed=3 video runs/shards=2`."""
+    training split); for example `mixed=3 video runs/shards=2`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model to train, when training does not start from a checkpoint."""
     init_from: Path | None = None
