@@ -24,7 +24,7 @@ from kaleido_diffusers.training.objective import ViewPartition
 class Config:
     data: tuple[str, ...]
     """Sources as in `kaleido train`."""
-    teacher: Path = Path(bundled_checkpoint("kaleido-tiny-objects"))
+    teacher: Path = Path(bundled_checkpoint())
     """Pipeline folder, in pixels and with sample prediction."""
     output: Path = Path("runs/four-steps")
     """Folder for checkpoints, the log and the student's pipeline."""

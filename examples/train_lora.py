@@ -22,7 +22,7 @@ from kaleido_diffusers.worlds.sources import capture_views
 class Config:
     capture: Path = Path(sample_capture())
     """Folder of the capture."""
-    base: Path = Path(bundled_checkpoint("kaleido-tiny-objects"))
+    base: Path = Path(bundled_checkpoint())
     """Pipeline folder to start from."""
     output: Path = Path("runs/lora")
     """Folder for checkpoints, the log and the adapter."""

@@ -1,6 +1,5 @@
 """What several verbs share."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from ..bundled import bundled_checkpoint, bundled_scores, resolve_checkpoint, sample_capture
+from ..bundled import resolve_capture, resolve_checkpoint
 from ..captures.readers import load_scene
 from ..captures.scene import Scene
 from ..geometry.choosing import split_views
@@ -17,7 +16,7 @@ from ..pipelines.hub import explain_hub_error
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 
 
-__all__ = ["CaptureOptions", "load_pipeline", "loading_of", "warn_of_fitted"]
+__all__ = ["CaptureOptions", "load_pipeline", "loading_of"]
 
 
 @dataclass
@@ -38,10 +37,10 @@ class CaptureOptions:
     """Hold out every so many photos by name; when not given, the capture's own test split, or every 8th."""
 
     def load(self, path: str) -> Scene:
-        """The capture in the folder `path`; `sample` is the one that ships with the package."""
+        """The capture in the folder `path`; `sample` and `skull` ship with the package."""
         if self.test_every is not None and self.test_every < 2:
             raise ValueError(f"--test-every must be at least 2, got {self.test_every}.")
-        folder = sample_capture() if path == "sample" else path
+        folder = resolve_capture(path)
         options = {"images": self.images, "downscale": self.downscale, "scene": self.scene}
         return load_scene(folder, self.missing, **options)
 
@@ -57,21 +56,6 @@ class CaptureOptions:
             which = "to be kept back" if not test else "left to be references"
             raise ValueError(f"{scene.name}: none of the {len(scene)} photos is {which}.")
         return test, train
-
-
-def warn_of_fitted(checkpoint: str, capture: str, advice: str) -> None:
-    """Warns when the bundled checkpoint, fitted to one capture, is to render another.
-
-    Args:
-        checkpoint (`str`): as the user named it.
-        capture (`str`): likewise.
-        advice (`str`): what to do about it.
-    """
-    if capture == "sample" or resolve_checkpoint(checkpoint) != bundled_checkpoint():
-        return
-    if "fitted to" in (known := bundled_scores()):
-        message = f"The bundled checkpoint is fitted to {known['fitted to']} and renders no other scene"
-        warnings.warn(f"{message}: {advice}.", stacklevel=3)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from ..bundled import resolve_checkpoint, sample_capture
+from ..bundled import resolve_capture, resolve_checkpoint
 from ..captures.images import save_image
 from ..captures.readers import load_scene
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate
@@ -33,10 +33,11 @@ class Lora:
     megabytes, or with `--full` a whole pipeline."""
 
     capture: Annotated[str, tyro.conf.Positional]
-    """Folder of the capture, or `sample`. Its test split (or every 8th photo by name) is kept for the scores."""
+    """Folder of the capture, or `sample` or `skull`, which ship with the package. Its test split (or every 8th photo by
+    name) is kept for the scores."""
     output: Path
     """Folder for the adapter, checkpoints and pictures. A run in it is resumed."""
-    checkpoint: str = "kaleido-tiny-objects"
+    checkpoint: str = "kaleido-tiny"
     """Pipeline folder (in pixels) to start from, or the name of a bundled checkpoint."""
     recipe: Annotated[CaptureRecipe, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureRecipe)
     """How to train."""
@@ -49,7 +50,7 @@ class Lora:
         from ..training.loop import Trainer
 
         base = resolve_checkpoint(self.checkpoint)
-        capture = sample_capture() if self.capture == "sample" else self.capture
+        capture = resolve_capture(self.capture)
         config = self.recipe.settings(capture, self.output, Path(base))
         trainer = Trainer(config)
         folder = trainer.train()

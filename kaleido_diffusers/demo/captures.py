@@ -46,7 +46,6 @@ class Capture:
         held_out (`list[int]`): photos to compare with, which are no references then.
         points (`torch.Tensor` of shape `[P, 3]`, *optional*): sparse points.
         notes (`list[str]`): what a visitor should know, a sentence each.
-        is_sample (`bool`): whether it is the one that ships with the package.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Capture:
     held_out: list[int]
     points: torch.Tensor | None = None
     notes: tuple[str, ...] = ()
-    is_sample: bool = False
 
     def __len__(self) -> int:
         return len(self.views)
@@ -70,14 +68,13 @@ class Capture:
         return self.views.cameras
 
 
-def small_capture(scene: Scene, size: int, notes: Sequence[str] = (), is_sample: bool = False) -> Capture:
+def small_capture(scene: Scene, size: int, notes: Sequence[str] = ()) -> Capture:
     """A scene as the app keeps it, its photos `size` pixels wide and high.
 
     Args:
         scene ([`Scene`]): the capture.
         size (`int`): pixels a side.
         notes (`Sequence[str]`, defaults to `()`): what the visitor should know of it.
-        is_sample (`bool`, defaults to `False`): whether it is the capture that ships with the package.
     """
     fitted, cameras = scene.fitted(range(len(scene)), size, size)
     views = [split_views(len(scene), scene.splits, split) for split in ("test", "train")]
@@ -90,7 +87,6 @@ def small_capture(scene: Scene, size: int, notes: Sequence[str] = (), is_sample:
         held_out=views[0] if all(views) else [],
         points=points,
         notes=tuple(notes),
-        is_sample=is_sample,
     )
 
 
@@ -100,7 +96,7 @@ def load_sample(size: int) -> Capture:
     Args:
         size (`int`): pixels a side.
     """
-    return replace(small_capture(load_scene(sample_capture()), size, is_sample=True), name="Sample capture")
+    return replace(small_capture(load_scene(sample_capture()), size), name="Sample capture")
 
 
 def load_uploads(

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..web.origins import OriginRule
-from .app import AUTO, WORK, DemoApp
+from .app import WORK, DemoApp
 from .limits import Limits
 from .texts import SCRIPT, STYLE
 
@@ -238,7 +238,7 @@ def _keep_swept(folder: Path, app: DemoApp, ended: threading.Event) -> None:
 
 def serve(
     load: Callable[[str], KaleidoViewSynthesisPipeline],
-    checkpoint: str = AUTO,
+    checkpoint: str = "bundled",
     host: str = "127.0.0.1",
     port: int = 7860,
     limits: Limits | None = None,
@@ -249,7 +249,7 @@ def serve(
 
     Args:
         load (`Callable`): makes the pipeline of a checkpoint's name, folder or Hub id.
-        checkpoint (`str`, defaults to `"auto"`): the one to run; `auto` takes what knows the capture best.
+        checkpoint (`str`, defaults to `"bundled"`): the one to run.
         host (`str`, defaults to `"127.0.0.1"`): address to listen on; `0.0.0.0` for all.
         port (`int`, defaults to 7860): port to listen on.
         limits (`Limits`, *optional*): what visitors may ask.
