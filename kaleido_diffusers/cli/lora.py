@@ -33,8 +33,8 @@ class Lora:
     megabytes, or with `--full` a whole pipeline."""
 
     capture: Annotated[str, tyro.conf.Positional]
-    """Folder of the capture, or `sample` or `skull`, which ship with the package. Its test split (or every 8th photo by
-    name) is kept for the scores."""
+    """Folder of the capture, or `sample` or `skull`, which ship with the package. Its test split (or every 8th photo
+    by name) is kept for the scores."""
     output: Path
     """Folder for the adapter, checkpoints and pictures. A run in it is resumed."""
     checkpoint: str = "kaleido-tiny"
