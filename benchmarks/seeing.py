@@ -158,6 +158,7 @@ def _mean(name: str, key: tuple, values: list) -> dict:
     values = torch.tensor(values)
     count, method, steps = key
     row = {"data": name, "references": count, "method": method, "steps": steps, "views": len(values)}
+    values = values[values[:, 0].isfinite()]  # a capture may hold a photo twice
     energy = (values[:, 2].mean() / values[:, 3].mean()).item()
     return {**row, "psnr": values[:, 0].mean().item(), "lpips": values[:, 1].mean().item(), "gradient_energy": energy}
 
