@@ -21,6 +21,11 @@ test: $(VENV)/.installed-dev lint
 test-all: $(VENV)/.installed-dev lint
 	$(PYTEST)
 
+# Fresh cases for readers of files of others: `make fuzz CASES=2000`.
+CASES ?= 300
+fuzz: $(VENV)/.installed-dev
+	KALEIDO_FUZZ=$(CASES) $(BIN)/python -m pytest --hypothesis-seed=random tests/test_fuzz.py
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

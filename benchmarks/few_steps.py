@@ -37,7 +37,7 @@ COLUMNS = {
 
 @dataclass
 class Config:
-    checkpoint: str = "kaleido-tiny-objects"
+    checkpoint: str = "kaleido-tiny"
     """Folder or Hub id of a pipeline, or the name of a bundled checkpoint."""
     solvers: tuple[str, ...] = ("euler", "heun", "multistep")
     """Of the scheduler."""

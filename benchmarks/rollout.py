@@ -46,7 +46,7 @@ class NoisyMemory(KaleidoViewSynthesisPipeline):
 
 @dataclass
 class Config:
-    checkpoint: str = "kaleido-tiny-objects"
+    checkpoint: str = "kaleido-tiny"
     """Folder or Hub id of a pipeline, or the name of a bundled checkpoint."""
     views: int = 480
     """Views of the orbit."""

@@ -24,7 +24,7 @@ from kaleido_diffusers.evaluation.baselines import nearest_reference, plane_swee
 from kaleido_diffusers.evaluation.metrics import LPIPS, gradient_energy, psnr
 from kaleido_diffusers.evaluation.report import contact_sheet
 from kaleido_diffusers.geometry.choosing import held_out_views
-from kaleido_diffusers.worlds.shards import ShardSource
+from kaleido_diffusers.worlds.sources import ShardSource
 
 
 COLUMNS = {
@@ -100,7 +100,7 @@ class Config:
             gaps[0] = torch.inf
             targets = [0, int(gaps.argmin())]
             rest = [view for view in range(len(sample)) if view not in targets]
-            images = sample.views.float() / 255
+            images = sample.pixels.float() / 255
             yield images[rest], cameras[rest], images[targets], cameras[targets]
 
     def _photos(self, folder: Path, size: int):

@@ -22,7 +22,8 @@ from kaleido_diffusers import (
     load_scene,
 )
 from kaleido_diffusers.evaluation.metrics import psnr
-from kaleido_diffusers.training.objective import ViewBatch, draw_partition, rectified_flow_loss
+from kaleido_diffusers.geometry.views import Views
+from kaleido_diffusers.training.objective import draw_partition, rectified_flow_loss
 from kaleido_diffusers.training.optimizer import make_optimizers
 
 
@@ -102,7 +103,7 @@ def main(config: Config) -> None:
             for group, base in zip(optimizer.param_groups, rates):
                 group["lr"] = base * rate
         views = torch.stack([torch.randperm(count, generator=generator)[: config.views] for _ in range(config.batch)])
-        batch = ViewBatch(2 * photos[views] - 1, poses[views], intrinsics[views])
+        batch = Views(pixels=2 * photos[views] - 1, poses=poses[views], intrinsics=intrinsics[views])
         partition = draw_partition(views.shape[1], generator)
         loss = rectified_flow_loss(transformer, scheduler, batch, partition, generator)
         loss.backward()

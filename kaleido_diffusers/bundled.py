@@ -1,42 +1,41 @@
-"""What ships inside the package: a checkpoint and a sample capture."""
+"""What ships inside the package: a checkpoint and two sample captures."""
 
 import json
 from pathlib import Path
 
 
-__all__ = ["BUNDLED", "bundled_checkpoint", "bundled_scores", "checkpoint_for", "resolve_checkpoint", "sample_capture"]
+__all__ = [
+    "BUNDLED",
+    "SAMPLES",
+    "bundled_checkpoint",
+    "bundled_scores",
+    "resolve_capture",
+    "resolve_checkpoint",
+    "sample_capture",
+]
 
-BUNDLED = ("kaleido-tiny", "kaleido-tiny-objects")
+BUNDLED = ("kaleido-tiny",)
+SAMPLES = ("sample", "skull")  # a synthetic table of 40 views, and nine photos
 
 _PACKAGE = Path(__file__).parent
 
 
 def bundled_checkpoint(name: str = "kaleido-tiny") -> str:
-    """Folder of a checkpoint that ships with the package, for `from_pretrained`: `"kaleido-tiny"`, or
-    `"kaleido-tiny-objects"` to fine-tune from. Raises `ValueError` for other names.
+    """Folder of a checkpoint that ships with the package, for `from_pretrained`. Raises `ValueError` for other names.
 
     Args:
-        name (`str`, defaults to `"kaleido-tiny"`): of the checkpoint.
+        name (`str`, defaults to `"kaleido-tiny"`): which; so far there is one.
     """
     if name not in BUNDLED:
         raise ValueError(f"`name` must be one of {', '.join(BUNDLED)}, got {name!r}.")
     return str(_PACKAGE / "weights" / name)
 
 
-def checkpoint_for(is_sample: bool) -> str:
-    """Name of the bundled checkpoint for a capture: the one that knows the sample for it, the other for all else.
-
-    Args:
-        is_sample (`bool`): whether the capture is the one that ships with the package.
-    """
-    return BUNDLED[0 if is_sample else 1]
-
-
 def resolve_checkpoint(name: str) -> str:
     """The folder of `bundled`, or of a bundled checkpoint's name; anything else as it is.
 
     Args:
-        name (`str`): `bundled`, a bundled checkpoint's name, a folder or a Hub id.
+        name (`str`): what a user gave.
     """
     if name == "bundled":
         return bundled_checkpoint()
@@ -44,11 +43,26 @@ def resolve_checkpoint(name: str) -> str:
 
 
 def bundled_scores() -> dict:
-    """What is known of the checkpoint that ships: `"scored on"`, scores by name, and `"fitted to"` where it knows no
-    other scene."""
+    """What is known of the checkpoint that ships: `"scored on"`, and scores by name."""
     return json.loads((Path(bundled_checkpoint()) / "scores.json").read_text(encoding="utf-8"))
 
 
-def sample_capture() -> str:
-    """Folder of the capture that ships with the package, for `load_scene`."""
-    return str(_PACKAGE / "captures" / "sample")
+def sample_capture(name: str = "sample") -> str:
+    """Folder of a capture that ships with the package, for `load_scene`. Raises `ValueError` for other names.
+
+    Args:
+        name (`str`, defaults to `"sample"`): `"sample"`, 40 views of a synthetic table, or `"skull"`, nine photos (by
+            alansartlog, CC BY 4.0), three of them kept back as its test split.
+    """
+    if name not in SAMPLES:
+        raise ValueError(f"`name` must be one of {', '.join(SAMPLES)}, got {name!r}.")
+    return str(_PACKAGE / "captures" / name)
+
+
+def resolve_capture(name: str) -> str:
+    """The folder of a sample's name, unless there is a file or folder called so; anything else as it is.
+
+    Args:
+        name (`str`): what a user gave.
+    """
+    return sample_capture(name) if name in SAMPLES and not Path(name).exists() else name

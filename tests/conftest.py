@@ -25,6 +25,18 @@ from kaleido_diffusers import (  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In continuous integration a page that was tried in no browser is not tested."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") != "true" or reporter is None:
+        return
+    left_out = [report.nodeid for report in reporter.stats.get("skipped", ()) if "_browser" in str(report.nodeid)]
+    if left_out:
+        reporter.write_line(f"CI: tests in a browser were left out: {', '.join(left_out)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 TINY = {
     "patch_size": 4,
     "num_layers": 3,

@@ -31,7 +31,7 @@ from kaleido_diffusers import (
     trajectories,
 )
 from kaleido_diffusers.captures.export import write_colmap
-from kaleido_diffusers.captures.report import frustum_corners, upright_axes
+from kaleido_diffusers.captures.pictures import frustum_corners, upright_axes
 from kaleido_diffusers.demo.app import DemoApp
 from kaleido_diffusers.demo.captures import Capture, load_sample, load_uploads, unpack
 from kaleido_diffusers.demo.limits import Limits, Stopped, in_background
@@ -88,7 +88,7 @@ def zipped(path: Path, folder: Path, inside: str = "") -> Path:
 def test_a_zipped_capture_is_read(inside, tmp_path):
     capture = uploaded([zipped(tmp_path / "table.zip", Path(sample_capture()), inside)], tmp_path)
     scene = load_scene(sample_capture())
-    assert capture.name == (inside or "table") and not capture.is_sample
+    assert capture.name == (inside or "table")
     pixels, cameras = scene.fitted(range(len(scene)), 64, 64)
     assert torch.equal(capture.pixels, (pixels * 255).round().to(torch.uint8))
     assert torch.equal(capture.cameras.world_from_camera, cameras.world_from_camera)

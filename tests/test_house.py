@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -166,37 +167,59 @@ def test_what_forward_runs_is_read_in_one_file():
         assert origin == type(model).__module__ or origin.split(".")[0] in ("torch", "diffusers"), origin
 
 
-LAYERS = [  # what stands further down may import what stands further up
-    {"_version", "files", "bundled"},
-    {"geometry"},
-    {"loaders", "models", "schedulers"},
-    {"captures"},
-    {"worlds"},
-    {"pipelines"},
-    {"_registration"},
-    {"training", "evaluation"},
-    {"viewer", "demo"},
-    {"cli"},
-]
+PACKAGE = ROOT / "kaleido_diffusers"
+
+
+def floors() -> list[list[str]]:
+    """Which room stands on which floor, as docs/code.md has it."""
+    listed = re.search(r"```floors\n(.*?)```", (ROOT / "docs" / "code.md").read_text(encoding="utf-8"), re.DOTALL)
+    return [line.split() for line in listed[1].splitlines()]
+
+
+def imported_modules(path: Path) -> set[Path]:
+    """Files of the package that a file of it imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+        for name in node.names:
+            module = next(
+                module
+                for module in (base / f"{name.name}.py", base / name.name / "__init__.py", base.with_suffix(".py"))
+                + (base / "__init__.py",)
+                if module.is_file()
+            )
+            found.add(module)
+    return found - {path}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def test_imports_run_one_way():
-    rank = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-    package = ROOT / "kaleido_diffusers"
-    for path in package.rglob("*.py"):
-        parts = path.relative_to(package).with_suffix("").parts
-        if parts[0] == "__init__":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.ImportFrom) or node.level == 0:
-                continue
-            base = parts[: len(parts) - node.level]
-            target = (
-                [*base, *(node.module or "").split(".")] if node.module else [*base, *[a.name for a in node.names]]
-            )
-            names = [target[0]] if node.module or base else [alias.name for alias in node.names]
-            for name in names:
-                assert rank[name] <= rank[parts[0]], f"{path.name} imports {name}"
+    rank = {name: number for number, floor in enumerate(floors()) for name in floor}
+    checked = 0
+    for path in PACKAGE.rglob("*.py"):
+        for other in imported_modules(path) if room(path) != "__init__" else ():
+            checked += 1
+            below = rank[room(other)] < rank[room(path)] or room(other) == room(path)
+            assert below, f"{path.relative_to(ROOT)} imports {other.relative_to(ROOT)}"
+    assert checked > 100
+
+
+def test_no_imports_go_in_circles():
+    order = TopologicalSorter({path: imported_modules(path) for path in PACKAGE.rglob("*.py")})
+    order.prepare()  # raises CycleError
+
+
+def test_the_tree_is_as_the_page_on_the_code_draws_it():
+    rooms = {room(path) for path in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert sorted(rooms) == sorted(name for floor in floors() for name in floor)
+    tree = (ROOT / "docs" / "code.md").read_text(encoding="utf-8").split("```")[1]
+    for name in rooms - {"_version"}:
+        assert re.search(rf"\b{name}\b", tree), name
 
 
 def test_public_names_are_importable():

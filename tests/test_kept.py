@@ -286,3 +286,26 @@ def test_kills_leave_nothing_half_in_a_flight_and_its_export(tmp_path, base):
         ended |= main(words) == 0
         shutil.rmtree(next(tmp_path.glob("*_transforms")))
     assert ended
+
+
+# Shards
+
+
+def test_shards_go_on_after_a_kill_and_a_full_disk(small_disk, capsys):
+    words = ["shard", str(small_disk), "--scenes", "7", "--scenes-per-shard", "2", "--views", "2", "--size", "16"]
+    words[1:2] = ["--output", str(small_disk)]
+    assert main(words) == 0
+    whole = contents(small_disk)
+    assert [name for name in whole if name.endswith(".tar")] == [f"shard-{n:06d}.tar" for n in range(4)]
+    for name in ("shard-000002.tar", "shard-000003.tar"):
+        (small_disk / name).unlink()
+    (small_disk / "shard-000002.tar.part").write_text("left by a kill")
+    ballast = fill(small_disk)
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "is full" in said and "Traceback" not in said
+    ballast.unlink()
+    assert main(words) == 0
+    assert contents(small_disk) == whole
+    assert main([*words, "--seed", "1"] if "--seed" in words else [*words[:-1], "32"]) == 1
+    assert "was not written with these settings" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
 
 from kaleido_diffusers import Cameras, KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
-from kaleido_diffusers.pipelines.memory import ViewGeometry
+from kaleido_diffusers.geometry.views import ViewGeometry
 
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

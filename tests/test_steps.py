@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 from test_trainer import make_config
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from kaleido_diffusers.training.batches import StepBatches, open_source
+from kaleido_diffusers.training.batches import StepBatches, source_options
 from kaleido_diffusers.training.config import TrainConfig
 from kaleido_diffusers.training.loop import Trainer
+from kaleido_diffusers.worlds.sources import open_source
 
 
 class Watched(Trainer):
@@ -85,11 +86,11 @@ def test_the_average_starts_fast_and_slows_to_its_decay(tmp_path):
 def test_rows_of_a_batch_choose_views_of_their_own(tmp_path):
     """Six rows of one world of eight views: 28 pairs to choose from, and a world's views differ."""
     config = make_config(tmp_path, batch=6, views=2, scenes=1, scene_views=8, view_mix=(0.0, 0.0, 1.0))
-    source = open_source("object", config)
-    views = StepBatches(config, [source], [1.0])[0].batch.views
-    world = source[0].views.float() / 127.5 - 1
+    source = open_source("object", source_options(config))
+    views = StepBatches(config, [source], [1.0])[0].batch.pixels
+    world = source[0].pixels.float() / 127.5 - 1
     chosen = [tuple(int((world - view).abs().amax((1, 2, 3)).argmin()) for view in row) for row in views]
     assert all(len(set(row)) == 2 for row in chosen)
     assert len(set(chosen)) >= 5, chosen
-    again = StepBatches(config, [source], [1.0])[0].batch.views
-    assert torch.equal(again, views) and not torch.equal(StepBatches(config, [source], [1.0])[1].batch.views, views)
+    again = StepBatches(config, [source], [1.0])[0].batch.pixels
+    assert torch.equal(again, views) and not torch.equal(StepBatches(config, [source], [1.0])[1].batch.pixels, views)

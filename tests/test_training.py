@@ -3,24 +3,28 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import conftest
 import pytest
 import torch
-from conftest import Views, make_model, random_poses
+from conftest import make_model, random_poses
 
 from kaleido_diffusers import RectifiedFlowViewScheduler, sample_capture
 from kaleido_diffusers.geometry.cameras import scene_frame
-from kaleido_diffusers.training.objective import ViewBatch, ViewPartition, draw_partition, rectified_flow_loss
+from kaleido_diffusers.geometry.views import ViewGeometry, Views
+from kaleido_diffusers.training.objective import ViewPartition, draw_partition, rectified_flow_loss
 from kaleido_diffusers.training.optimizer import make_optimizers
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def make_batch(num_views: int = 5) -> ViewBatch:
-    views = Views(num_views)
-    return ViewBatch(views.hidden_states.float(), views.poses, views.intrinsics.float(), views.times.float())
+def make_batch(num_views: int = 5) -> Views:
+    inputs = conftest.Views(num_views)
+    geometry = ViewGeometry(inputs.poses, inputs.intrinsics.float(), inputs.times.float())
+    return Views.seen(inputs.hidden_states.float(), geometry)
 
 
 class Spy(torch.nn.Module):
@@ -43,14 +47,14 @@ def test_the_loss_is_the_error_of_the_velocity(prediction_type):
     spy = Spy(lambda x, t, kwargs: torch.zeros_like(x[:, 3:]))
     loss = rectified_flow_loss(spy, scheduler, batch, partition, torch.Generator().manual_seed(0))
     hidden_states, timestep, kwargs = spy.calls[0]
-    assert torch.equal(hidden_states[:, :3], batch.views[:, [3, 0, 1]]), "references are clean, in their order"
+    assert torch.equal(hidden_states[:, :3], batch.pixels[:, [3, 0, 1]]), "references are clean, in their order"
     assert (timestep[:, :3] == 0).all() and (timestep[:, 3:] > 0).all()
     assert kwargs["view_groups"] == [0, 0, 1, 2, 3] and kwargs["num_targets"] == 2
     order = [3, 0, 1, 4, 2]
     expected = scene_frame(batch.poses[:, order], 3).normalize(batch.poses[:, order]).float()
     torch.testing.assert_close(kwargs["poses"], expected)
     sigma = (timestep[:, 3:] / 1000)[..., None, None, None]
-    clean = batch.views[:, [4, 2]]
+    clean = batch.pixels[:, [4, 2]]
     noise = (hidden_states[:, 3:] - (1 - sigma) * clean) / sigma
     if prediction_type == "velocity":
         error = noise - clean
@@ -89,9 +93,9 @@ def test_video_and_cameras_use_one_path():
         model = make_model()
         batch = make_batch()
         if not poses:
-            batch.poses = batch.intrinsics = None
+            batch = replace(batch, poses=None, intrinsics=None)
         if not times:
-            batch.times = None
+            batch = replace(batch, times=None)
         partition = draw_partition(5, torch.Generator().manual_seed(1), num_references=2)
         rectified_flow_loss(model, RectifiedFlowViewScheduler(), batch, partition, torch.Generator()).backward()
         names.add(tuple(name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0))
@@ -120,14 +124,15 @@ def test_partitions_cover_every_view_once_and_every_kind_comes():
 
 def test_moving_the_world_leaves_the_loss():
     model, batch = make_model(torch.float64), make_batch()
-    batch.views = batch.views.double()
+    batch = replace(batch, pixels=batch.pixels.double())
     partition = ViewPartition(((0, 1),), ((2,), (3, 4)))
     losses = []
     for moved in (False, True):
         if moved:
             world = random_poses(2, 1, generator=torch.Generator().manual_seed(3))
-            batch.poses = world @ batch.poses
-            batch.poses[..., :3, 3] *= 4
+            poses = world @ batch.poses
+            poses[..., :3, 3] *= 4
+            batch = replace(batch, poses=poses)
         generator = torch.Generator().manual_seed(0)
         losses.append(rectified_flow_loss(model, RectifiedFlowViewScheduler(), batch, partition, generator))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)

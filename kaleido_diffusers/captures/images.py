@@ -17,12 +17,14 @@ from ..geometry.cameras import Cameras
 
 __all__ = [
     "MAX_IMAGE_PIXELS",
+    "REDUCED_PIXELS",
     "THREADS",
     "CaptureError",
     "as_image_tensor",
     "center_box",
     "crop_and_resize",
     "fit_cameras",
+    "fit_image",
     "fit_views",
     "load_image",
     "load_mask",
@@ -37,6 +39,8 @@ __all__ = [
 THREADS = min(8, os.cpu_count() or 1)  # that open and decode photos
 
 MAX_IMAGE_PIXELS = 150_000_000  # larger images are refused before they are decoded
+
+REDUCED_PIXELS = 16_000_000  # photos of more are reduced before they are floating point
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -256,6 +260,25 @@ def crop_and_resize(
     if cameras is not None:
         cameras = cameras.cropped(top, left, height, width).resized(*size)
     return images, cameras
+
+
+def fit_image(image: PIL.Image.Image, height: int, width: int) -> torch.Tensor:
+    """
+    What [`as_image_tensor`] and [`fit_views`] make of a photo, `[3, height, width]` in [0, 1]. Photos of more than
+    `REDUCED_PIXELS` are first brought to four times the size by means over whole pixels, in 8 bits: as floating point
+    they would take gigabytes.
+
+    Args:
+        image (`PIL.Image.Image`): the photo.
+        height (`int`): rows wanted.
+        width (`int`): columns wanted.
+    """
+    top, left, rows, columns = center_box(image.height, image.width, height, width)
+    factor = min(rows // height, columns // width) // 4
+    if image.width * image.height > REDUCED_PIXELS and factor > 1:
+        rows, columns = rows // factor * factor, columns // factor * factor
+        image = to_rgb(image).reduce(factor, (left, top, left + columns, top + rows))
+    return fit_views(as_image_tensor(image), None, height, width)[0]
 
 
 def fit_views(

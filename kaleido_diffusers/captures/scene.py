@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 
 from ..geometry.cameras import Cameras
-from .images import THREADS, CaptureError, as_image_tensor, fit_cameras, fit_views
+from .images import THREADS, CaptureError, fit_cameras, fit_image
 
 
 __all__ = ["CaptureError", "Scene", "SceneImages"]
@@ -141,7 +141,7 @@ class Scene:
         cameras = fit_cameras(self.cameras[indices], height, width)
 
         def fit(image: PIL.Image.Image) -> torch.Tensor:
-            return fit_views(as_image_tensor(image), None, height, width)[0]
+            return fit_image(image, height, width)
 
         images = _pick(self.images, indices)
         fitted = images.map(fit) if isinstance(images, SceneImages) else map(fit, images)

@@ -7,8 +7,9 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from ..captures.images import CaptureError
-from ..captures.report import camera_picture, camera_scene_html, capture_summary
+from ..captures.pictures import camera_picture, camera_scene_html
 from ..captures.scene import Scene
+from ..captures.summary import capture_summary
 from .loading import CaptureOptions
 
 

@@ -17,9 +17,8 @@ __all__ = ["Demo"]
 class Demo:
     """Serves a page to drop photos on, choose where to look from, and see the views come."""
 
-    checkpoint: str = "auto"
-    """Folder or Hub id of a pipeline, or the name of a bundled one; `auto` takes `kaleido-tiny` for the sample
-    capture, which it knows, and `kaleido-tiny-objects` for all else."""
+    checkpoint: str = "bundled"
+    """Folder or Hub id of a pipeline, or the name of a bundled one."""
     host: str = "127.0.0.1"
     """Address to listen on: this machine alone, unless it is another one (`0.0.0.0`: all)."""
     port: int = 7860

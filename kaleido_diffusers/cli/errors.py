@@ -70,11 +70,12 @@ def run_verb(verb: Verb, debug: bool = False) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as error:
-        told, status = f"stopped. {error or 'What was written is whole; run the same command again.'}", INTERRUPTED
+        told = str(error) or "What was written is whole; run the same command again."
+        told, status, failure = f"stopped. {told}", INTERRUPTED, error
     except Exception as error:
-        told, status = _told(error, debug), 1
+        told, status, failure = _told(error, debug), 1, error
     if debug:
-        traceback.print_exc()
+        traceback.print_exception(failure)
     for bar in list(getattr(tqdm, "_instances", ())):  # the line is to stand alone, not behind a bar
         bar.close()
     print(f"kaleido: {plain(told)}", file=sys.stderr)
@@ -95,7 +96,7 @@ def _told(error: Exception, debug: bool) -> str:
     if isinstance(error, (ValueError, ImportError, OSError, FloatingPointError)):
         return text
     where = "above" if debug else _kept_traceback(error)
-    return f"unexpected {type(error).__name__}: {text.splitlines()[0]} This is a bug; its traceback is {where}."
+    return f"unexpected {type(error).__name__}: {text.splitlines()[0]} This is a bug; its traceback is {where}"
 
 
 def _kept_traceback(error: Exception) -> str:

@@ -40,7 +40,7 @@ class Info:
     capture, figures and warnings, and draws its cameras; or, of a checkpoint, config, size, fingerprint and card."""
 
     path: Annotated[str | None, tyro.conf.Positional] = None
-    """A capture to describe, in any format that is known, or `sample` for the one that ships with the package; or a
+    """A capture to describe, in any format that is known, or `sample` or `skull`, which ship with the package; or a
     checkpoint: a folder, a file, or `bundled`."""
     capture_options: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
     """How the capture is read and split."""

@@ -1,13 +1,14 @@
 """What several verbs share."""
 
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from ..bundled import bundled_checkpoint, bundled_scores, resolve_checkpoint, sample_capture
+from ..bundled import resolve_capture, resolve_checkpoint
 from ..captures.readers import load_scene
 from ..captures.scene import Scene
 from ..geometry.choosing import split_views
@@ -15,7 +16,7 @@ from ..pipelines.hub import explain_hub_error
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 
 
-__all__ = ["CaptureOptions", "load_pipeline", "warn_of_fitted"]
+__all__ = ["CaptureOptions", "load_pipeline", "loading_of"]
 
 
 @dataclass
@@ -36,10 +37,10 @@ class CaptureOptions:
     """Hold out every so many photos by name; when not given, the capture's own test split, or every 8th."""
 
     def load(self, path: str) -> Scene:
-        """The capture in the folder `path`; `sample` is the one that ships with the package."""
+        """The capture in the folder `path`; `sample` and `skull` ship with the package."""
         if self.test_every is not None and self.test_every < 2:
             raise ValueError(f"--test-every must be at least 2, got {self.test_every}.")
-        folder = sample_capture() if path == "sample" else path
+        folder = resolve_capture(path)
         options = {"images": self.images, "downscale": self.downscale, "scene": self.scene}
         return load_scene(folder, self.missing, **options)
 
@@ -57,19 +58,23 @@ class CaptureOptions:
         return test, train
 
 
-def warn_of_fitted(checkpoint: str, capture: str, advice: str) -> None:
-    """Warns when the bundled checkpoint, fitted to one capture, is to render another.
+@contextmanager
+def loading_of(checkpoint: str) -> Iterator[None]:
+    """Turns what libraries raise at damaged or foreign files into a sentence.
 
     Args:
-        checkpoint (`str`): as the user named it.
-        capture (`str`): likewise.
-        advice (`str`): what to do about it.
+        checkpoint (`str`): what is loaded, as the user named it.
     """
-    if capture == "sample" or resolve_checkpoint(checkpoint) != bundled_checkpoint():
-        return
-    if "fitted to" in (known := bundled_scores()):
-        message = f"The bundled checkpoint is fitted to {known['fitted to']} and renders no other scene"
-        warnings.warn(f"{message}: {advice}.", stacklevel=3)
+    try:
+        yield
+    except OSError as error:
+        raise OSError(explain_hub_error(error, checkpoint) or str(error)) from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # JSON of any shape, headers of any length: their readers raise whatever they meet
+        lines = str(error).strip().splitlines() or ["no reason is given"]
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{checkpoint} cannot be loaded. {kind}{' '.join(lines)[:500]}") from error
 
 
 def load_pipeline(checkpoint: str, device: str = "auto", dtype: str = "float32") -> KaleidoViewSynthesisPipeline:
@@ -82,10 +87,8 @@ def load_pipeline(checkpoint: str, device: str = "auto", dtype: str = "float32")
         dtype (`str`, defaults to `"float32"`): precision of the weights.
     """
     folder = resolve_checkpoint(checkpoint)
-    try:
+    with loading_of(checkpoint):
         pipe = KaleidoViewSynthesisPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
-    except OSError as error:
-        raise OSError(explain_hub_error(error, checkpoint) or str(error)) from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

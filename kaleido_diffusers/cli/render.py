@@ -25,7 +25,7 @@ from ..geometry.cameras import Cameras
 from ..geometry.choosing import choose_references
 from ..geometry.trajectories import PATHS, camera_path
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
-from .loading import CaptureOptions, load_pipeline, warn_of_fitted
+from .loading import CaptureOptions, load_pipeline
 
 
 __all__ = ["Render"]
@@ -67,7 +67,7 @@ class Render:
     """Renders views that were kept back from a capture, next to the true photos, and flies through it."""
 
     capture: Annotated[str, tyro.conf.Positional] = "sample"
-    """Folder of the capture (see `kaleido info`), a single photo, or `sample` for the one that ships with the
+    """Folder of the capture (see `kaleido info`), a single photo, or `sample` or `skull`, which ship with the
     package."""
     checkpoint: str = "bundled"
     """Folder or Hub id of a pipeline, or `bundled`."""
@@ -123,7 +123,6 @@ class Render:
             raise ValueError("--export writes a fly-through: pass --trajectory.")
         if self.trajectory == "none" and (self.targets == "none" or is_photo(self.capture)):
             raise ValueError("There is nothing to render: pass --targets or --trajectory.")
-        warn_of_fitted(self.checkpoint, self.capture, "pass --checkpoint")
         if is_photo(self.capture):
             scene = photo_scene(self.capture, self.fov)
             targets, references, path = [], [0], self._path(scene, [0])

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..bundled import checkpoint_for
-from ..viewer.page import LOOPBACK, MOST_REFERENCES, LiveScene, Viewer
-from .loading import CaptureOptions, load_pipeline, warn_of_fitted
+from ..viewer.live import MOST_REFERENCES, LiveScene
+from ..viewer.page import LOOPBACK, Viewer
+from .loading import CaptureOptions, load_pipeline
 
 
 __all__ = ["View"]
@@ -20,10 +20,9 @@ class View:
     """Serves a page with the cameras of a capture in space: fly, stop, and see the view from there."""
 
     capture: Annotated[str, tyro.conf.Positional] = "sample"
-    """Folder of the capture (see `kaleido info`), or `sample` for the one that ships with the package."""
-    checkpoint: str | None = None
-    """Folder or Hub id of a pipeline, or the name of a bundled one; when not given, `kaleido-tiny` for the sample, and
-    `kaleido-tiny-objects` for other captures."""
+    """Folder of the capture (see `kaleido info`), or `sample` or `skull`, which ship with the package."""
+    checkpoint: str = "bundled"
+    """Folder or Hub id of a pipeline, or the name of a bundled one."""
     references: int = 12
     """Photos given to the model, spread over the capture."""
     steps: int = 8
@@ -57,7 +56,7 @@ class View:
         if self.steps < 1:
             raise ValueError(f"--steps must be at least 1, got {self.steps}.")
         scene = self.capture_options.load(self.capture)
-        pipe = load_pipeline(self._checkpoint(), self.device, self.dtype)
+        pipe = load_pipeline(self.checkpoint, self.device, self.dtype)
         live = LiveScene(pipe, scene, self.references, self.height, self.width, self.seed)
         viewer = Viewer(
             live, self.output, self.host, self.port, self.steps, self.guidance_scale, allow_origin=self.allow_origin
@@ -68,9 +67,3 @@ class View:
         print(f"open {viewer.url} in a browser; Ctrl-C ends it", flush=True)
         viewer.wait()
         print("closed")
-
-    def _checkpoint(self) -> str:
-        if self.checkpoint is None:
-            return checkpoint_for(self.capture == "sample")
-        warn_of_fitted(self.checkpoint, self.capture, "leave --checkpoint out, or pass your own")
-        return self.checkpoint

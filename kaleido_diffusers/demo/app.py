@@ -9,7 +9,7 @@ from pathlib import Path
 
 import PIL.Image
 
-from ..bundled import checkpoint_for
+from ..bundled import bundled_checkpoint, resolve_checkpoint
 from ..captures.images import tensor_to_image
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from .captures import Capture, load_sample, load_uploads
@@ -18,9 +18,8 @@ from .sessions import Session, Sessions
 from .views import Plan, Result, Wish, generate, plan_views, write_files
 
 
-__all__ = ["AUTO", "WORK", "DemoApp"]
+__all__ = ["WORK", "DemoApp"]
 
-AUTO = "auto"  # the checkpoint that is fitted to the sample capture for it, the other one for all else
 WORK = "work-"  # how folders begin that are removed when their work is done
 _SHOWN = 512  # pixels a side at least of what is compared: browsers would show it as small as it is
 
@@ -32,7 +31,7 @@ class DemoApp:
     Args:
         load (`Callable`): makes the pipeline of a checkpoint's name, folder or Hub id.
         folder (`Path`): a folder of the app's own, for work and for results.
-        checkpoint (`str`, defaults to `"auto"`): the one to run, or `auto`.
+        checkpoint (`str`, defaults to `"bundled"`): the one to run.
         limits (`Limits`, *optional*): what is allowed.
     """
 
@@ -40,51 +39,31 @@ class DemoApp:
         self,
         load: Callable[[str], KaleidoViewSynthesisPipeline],
         folder: Path,
-        checkpoint: str = AUTO,
+        checkpoint: str = "bundled",
         limits: Limits | None = None,
     ):
         self.limits = limits or Limits()
         self.sessions = Sessions(self.limits.sessions, 60 * self.limits.keep_minutes)
-        self._load, self._checkpoint = load, checkpoint
+        self._checkpoint = checkpoint
         self._folder = folder
-        self._pipelines: dict[str, KaleidoViewSynthesisPipeline] = {}
-        self._loading, self._working = threading.Lock(), threading.Lock()
+        self._working = threading.Lock()
         self._sample: Capture | None = None
-        self.pipeline(is_sample=True)  # says early what cannot be loaded
+        self.pipeline = load(checkpoint)
+        self.pipeline.set_progress_bar_config(disable=True)
 
-    def pipeline(self, is_sample: bool) -> KaleidoViewSynthesisPipeline:
-        """The pipeline for the sample capture, or for other ones; loaded when it is first asked for.
-
-        Args:
-            is_sample (`bool`): whether it is for the sample capture.
-        """
-        name = self._checkpoint
-        if name == AUTO:
-            name = checkpoint_for(is_sample)
-        with self._loading:
-            if name not in self._pipelines:
-                self._pipelines[name] = self._load(name)
-                self._pipelines[name].set_progress_bar_config(disable=True)
-            return self._pipelines[name]
-
-    def side(self, is_sample: bool) -> int:
-        """Pixels a side of the views.
-
-        Args:
-            is_sample (`bool`): whether they are of the sample capture.
-        """
-        return self.pipeline(is_sample).default_sample_size
+    @property
+    def side(self) -> int:
+        """Pixels a side of the views."""
+        return self.pipeline.default_sample_size
 
     def expectation(self) -> str:
         """What visitors may expect of the checkpoint."""
-        side = self.side(is_sample=True)
-        if self._checkpoint != AUTO:
+        side = self.side
+        if resolve_checkpoint(self._checkpoint) != bundled_checkpoint():
             return f"This page runs {Path(self._checkpoint).name}: views of {side} x {side} pixels."
         return (
-            f"No large Kaleido is public, so this page runs two tiny ones: views are small ({side} x {side} pixels)"
-            f" and soft. The sample capture goes to {checkpoint_for(True)}, which knows that one scene. Your own"
-            f" photos go to {checkpoint_for(False)}, which has learnt about plain solids on plain grounds, not about"
-            " photos: expect coloured shapes about where things stand."
+            f"No large Kaleido is public, so this page runs a tiny one: views of {side} x {side} pixels, right"
+            " near the photos and invented away from them."
         )
 
     def begin(self, key: str) -> None:
@@ -111,7 +90,7 @@ class DemoApp:
         """
         session = self.sessions[key]
         if self._sample is None:
-            self._sample = load_sample(self.side(is_sample=True))
+            self._sample = load_sample(self.side)
         session.capture, session.result = self._sample, None
         return self._sample
 
@@ -127,7 +106,7 @@ class DemoApp:
         with self._turn(session) as cancelled:
             try:
                 work.mkdir()
-                for progress in load_uploads(files, work, self.side(is_sample=False), self.limits, cancelled):
+                for progress in load_uploads(files, work, self.side, self.limits, cancelled):
                     if progress.news is not None:
                         session.capture, session.result = progress.news, None
                     yield progress
@@ -163,7 +142,7 @@ class DemoApp:
         plan = plan_views(capture, wish, self.limits)
         with self._turn(session) as cancelled:
             session.result = None
-            for progress in generate(self.pipeline(capture.is_sample), capture, plan, wish, cancelled):
+            for progress in generate(self.pipeline, capture, plan, wish, cancelled):
                 if progress.news is not None:
                     session.result = progress.news
                 yield progress

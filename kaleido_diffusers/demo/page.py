@@ -81,7 +81,7 @@ class _Page:
                 self._buttons()
             with gr.Column(scale=7, min_width=300):
                 self._results()
-        gr.HTML(footer(app.limits, app.side(is_sample=True), app.expectation()))
+        gr.HTML(footer(app.limits, app.side, app.expectation()))
         self._connect()
 
     def _photos(self) -> None:

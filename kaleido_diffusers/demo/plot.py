@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..captures.report import FRUSTUM_EDGES, frustum_corners, frustum_size, upright_axes
+from ..captures.pictures import FRUSTUM_EDGES, frustum_corners, frustum_size, upright_axes
 from ..geometry.cameras import Cameras
-from ..viewer.texts import as_markdown
+from ..web.texts import as_markdown
 from .captures import Capture
 from .views import Plan
 

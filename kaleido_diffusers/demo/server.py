@@ -15,8 +15,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
-from ..viewer.origins import OriginRule
-from .app import AUTO, WORK, DemoApp
+from ..web.origins import OriginRule
+from .app import WORK, DemoApp
 from .limits import Limits
 from .texts import SCRIPT, STYLE
 
@@ -25,9 +25,10 @@ __all__ = ["Guard", "serve", "sweep"]
 
 _FONTS = ("system-ui", "sans-serif")
 _POLICY = (  # what a page of ours may load, and from where: from here alone
-    # Gradio writes its settings into the page as scripts, which are let in one by one by their digests. It sets styles
-    # in attributes and plotly by script, which only `unsafe-inline` lets in; both draw with blobs.
-    "default-src 'self' data: blob:; script-src 'self' blob:{scripts}; style-src 'self' 'unsafe-inline';"
+    # Gradio writes its settings into the page as scripts, which are let in one by one by their digests. Its `gr.HTML`
+    # evaluates templates (`unsafe-eval`); it sets styles in attributes, and plotly by script (`unsafe-inline`, for
+    # styles alone); both draw with blobs.
+    "default-src 'self' data: blob:; script-src 'self' blob: 'unsafe-eval'{scripts}; style-src 'self' 'unsafe-inline';"
     " connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
 )
 _SCRIPTS = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE)
@@ -192,7 +193,10 @@ class _Answer:
 
 
 def _with_headers(message: dict, html: bytes) -> dict:
-    digests = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPTS.findall(html)]
+    digests = [
+        base64.b64encode(hashlib.sha256(script).digest()).decode()
+        for script in _SCRIPTS.findall(html + SCRIPT.encode())
+    ]
     policy = _POLICY.format(scripts="".join(f" 'sha256-{digest}'" for digest in digests))
     extra = [(b"content-security-policy", policy.encode()), (b"x-content-type-options", b"nosniff")]
     extra += [(b"referrer-policy", b"no-referrer")]
@@ -234,7 +238,7 @@ def _keep_swept(folder: Path, app: DemoApp, ended: threading.Event) -> None:
 
 def serve(
     load: Callable[[str], KaleidoViewSynthesisPipeline],
-    checkpoint: str = AUTO,
+    checkpoint: str = "bundled",
     host: str = "127.0.0.1",
     port: int = 7860,
     limits: Limits | None = None,
@@ -245,7 +249,7 @@ def serve(
 
     Args:
         load (`Callable`): makes the pipeline of a checkpoint's name, folder or Hub id.
-        checkpoint (`str`, defaults to `"auto"`): the one to run; `auto` takes what knows the capture best.
+        checkpoint (`str`, defaults to `"bundled"`): the one to run.
         host (`str`, defaults to `"127.0.0.1"`): address to listen on; `0.0.0.0` for all.
         port (`int`, defaults to 7860): port to listen on.
         limits (`Limits`, *optional*): what visitors may ask.

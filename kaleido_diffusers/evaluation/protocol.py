@@ -1,15 +1,15 @@
 """How a model is scored: which views it gets, which it must make, and against what it is held."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
 from ..captures.scene import Scene
 from ..geometry.cameras import Cameras, scene_frame, view_distances
 from ..geometry.choosing import reference_order
+from ..geometry.views import ViewGeometry, Views
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
-from ..worlds.samples import SceneSample
 from ..worlds.sources import SyntheticSource
 from .baselines import nearest_reference, plane_sweep, reference_distances
 from .metrics import LPIPS, consistency, gradient_energy, psnr, ssim
@@ -25,16 +25,24 @@ class EvaluationCase:
 
     Attributes:
         name (`str`): of the scene.
-        images (`torch.Tensor` of shape `[R + M, 3, H, W]`): in [0, 1]; references in the order in which they are
-            given to the model, then targets.
-        cameras (`Cameras` of shape `[R + M]`): theirs.
+        views (`Views` of shape `[R + M]`): pixels in [0, 1]; references in the order in which they are given to the
+            model, then targets.
         num_targets (`int`): M. Targets that follow each other are neighbours.
     """
 
     name: str
-    images: torch.Tensor
-    cameras: Cameras
+    views: Views
     num_targets: int
+
+    @property
+    def images(self) -> torch.Tensor:
+        """Pixels in [0, 1], `[R + M, 3, H, W]`."""
+        return self.views.pixels
+
+    @property
+    def cameras(self) -> Cameras:
+        """Cameras of the views."""
+        return self.views.cameras
 
 
 @dataclass
@@ -143,15 +151,15 @@ def synthetic_cases(
         yield sample_case(f"{split}-{index:04d}", sample.select(order), 2)
 
 
-def sample_case(name: str, sample: SceneSample, num_targets: int) -> EvaluationCase:
+def sample_case(name: str, sample: Views, num_targets: int) -> EvaluationCase:
     """Views of a source, the last `num_targets` of them to be made from the others.
 
     Args:
         name (`str`): of the case.
-        sample (`SceneSample`): its views.
+        sample ([`Views`]): its views.
         num_targets (`int`): how many, the last, are to be made.
     """
-    return EvaluationCase(name, sample.views.float() / 255, sample.cameras, num_targets)
+    return EvaluationCase(name, replace(sample, pixels=sample.pixels.float() / 255), num_targets)
 
 
 def capture_case(
@@ -177,7 +185,7 @@ def capture_case(
     order = reference_order(scene.cameras, min(max_references, len(rest)), rest, scene.cameras[targets])
     order += list(targets)
     images, cameras = scene.fitted(order, height, width)
-    return EvaluationCase(scene.name, images, cameras, len(targets))
+    return EvaluationCase(scene.name, Views.seen(images, ViewGeometry.of(cameras)), len(targets))
 
 
 def evaluate(

@@ -39,6 +39,8 @@ AxesName = Literal["opencv", "opengl", "pytorch3d"]
 
 # Signs of the camera axes seen from OpenCV's. Blender, NeRF and nerfstudio write "opengl".
 _AXES_SIGNS = {"opencv": (1.0, 1.0, 1.0), "opengl": (1.0, -1.0, -1.0), "pytorch3d": (-1.0, -1.0, 1.0)}
+_FARTHEST = 1e15  # units: squares of more leave float32, and of what stands so far nothing can be told apart
+_LONGEST_FOCAL = 1e6  # image widths: a field of view of a fifth of a second of arc
 _RIGID_TOLERANCE = 1e-4
 
 
@@ -71,6 +73,7 @@ def check_rigid(poses: torch.Tensor, name: str = "poses") -> None:
     affine = (matrices[:, 3] - last_row).abs().amax(-1) < _RIGID_TOLERANCE
     faults = [
         (finite, "has NaN or infinite entries"),
+        (matrices[:, :3, 3].abs().amax(-1) <= _FARTHEST, f"stands more than {_FARTHEST:g} units from the origin"),
         (affine, "has a last row other than [0, 0, 0, 1]"),
         (orthonormal, "has a rotation part that is not orthonormal (scaled or sheared)"),
         (proper, "is a reflection (determinant -1), not a rotation: are its axes converted?"),
@@ -79,8 +82,8 @@ def check_rigid(poses: torch.Tensor, name: str = "poses") -> None:
         if not good.all():
             index = int((~good).nonzero()[0, 0])
             raise ValueError(
-                f"`{name}` must hold rigid world_from_camera matrices, but number {index} {fault}:"
-                f" {matrices[index].tolist()}"
+                f"`{name}` must hold rigid world_from_camera matrices, but number {index} {fault}; its rows are"
+                f" {', '.join(str([float(f'{x:.4g}') for x in row]) for row in matrices[index].tolist())}."
             )
 
 
@@ -224,11 +227,28 @@ def scene_frame(
     centers = world_from_camera[..., :3, 3]
     reach = torch.linalg.vector_norm(centers - centers[..., :1, :], dim=-1).amax(-1)
     chosen = centers[..., : num_references or None, :]
-    unit = (chosen.unsqueeze(-2) - chosen.unsqueeze(-3)).norm(dim=-1).amax((-2, -1))
+    unit = _diameter(chosen)
     rounding = 64 * torch.finfo(centers.dtype).eps * (centers.abs().amax((-2, -1)) + reach)
     unit = torch.where(unit > rounding, unit, reach)
     unit = torch.where(unit > rounding, unit, torch.ones_like(unit))
     return SceneFrame(world_from_camera[..., 0, :, :].clone(), unit / camera_scale)
+
+
+def _diameter(points: torch.Tensor) -> torch.Tensor:
+    """The largest distance between two of the points `[..., V, 3]`, in pieces where V squared would not fit. Points
+    near the middle, which cannot be an end of it, are left out then."""
+    if points.shape[-2] <= 1024:
+        return (points.unsqueeze(-2) - points.unsqueeze(-3)).norm(dim=-1).amax((-2, -1))
+    found = []
+    for cloud in points.reshape(-1, *points.shape[-2:]):
+        start = (cloud - cloud.mean(0)).norm(dim=-1)
+        end = (cloud - cloud[start.argmax()]).norm(dim=-1)
+        best = (cloud - cloud[end.argmax()]).norm(dim=-1).max()
+        cloud = torch.unique(cloud[start + start.max() >= best * (1 - 1e-9)], dim=0)
+        for part in cloud.split(max(1, (1 << 20) // len(cloud))):
+            best = torch.maximum(best, (part.unsqueeze(1) - cloud).norm(dim=-1).max())
+        found.append(best)
+    return torch.stack(found).reshape(points.shape[:-2])
 
 
 def view_distances(
@@ -325,6 +345,18 @@ class Cameras:
         intrinsics[..., 0, 0] = intrinsics[..., 1, 1] = width / 2 / math.tan(math.radians(fov) / 2)
         intrinsics[..., 0, 2], intrinsics[..., 1, 2], intrinsics[..., 2, 2] = width / 2, height / 2, 1.0
         return cls(world_from_camera, intrinsics, image_sizes)
+
+    @classmethod
+    def from_normalized(cls, world_from_camera, intrinsics, image_sizes) -> "Cameras":
+        """Cameras of intrinsics in units of the image, fx / W, fy / H, cx / W, cy / H; see [`normalize_intrinsics`].
+
+        `world_from_camera` `[..., 4, 4]`; `intrinsics` `[..., 3, 3]` or `[3, 3]`; `image_sizes` `[..., 2]` or `[2]`,
+        (height, width).
+        """
+        intrinsics = _as_tensor(intrinsics, "intrinsics").to(torch.float64)
+        height, width = _as_tensor(image_sizes, "image_sizes").to(intrinsics).unbind(-1)
+        unit = torch.stack([width, height, torch.ones_like(width)], dim=-1).unsqueeze(-1)
+        return cls(world_from_camera, intrinsics * unit, image_sizes)
 
     @classmethod
     def cat(cls, cameras: Sequence["Cameras"]) -> "Cameras":
@@ -612,6 +644,11 @@ def _check_intrinsics(intrinsics: torch.Tensor, image_sizes: torch.Tensor) -> No
         raise ValueError("`intrinsics` must be finite, got NaN or infinity.")
     if not (focal > 0).all():
         raise ValueError(f"`intrinsics` must have positive focal lengths, got {focal.amin().item()}.")
+    if not (focal <= _LONGEST_FOCAL * image_sizes.flip(-1)).all():
+        raise ValueError(
+            f"`intrinsics` must have focal lengths of at most {_LONGEST_FOCAL:g} image widths, got"
+            f" {focal.amax().item():g} pixels."
+        )
     lower = torch.stack([intrinsics[..., 1, 0], intrinsics[..., 2, 0], intrinsics[..., 2, 1]], dim=-1)
     if (lower != 0).any() or (intrinsics[..., 2, 2] != 1).any():
         raise ValueError("`intrinsics` must be upper triangular with a last row of [0, 0, 1].")

@@ -5,10 +5,12 @@ sum in another order where memory isn't aligned to a cache line, so that a model
 than the one which was saved: a resumed training run drifted away from the unbroken one.
 """
 
+from collections.abc import Iterable
+
 import torch
 
 
-__all__ = ["align_weights"]
+__all__ = ["align_weights", "check_finite"]
 
 CACHE_LINE = 64  # bytes, which torch aligns its own memory on the CPU to
 
@@ -25,3 +27,18 @@ def align_weights(module: torch.nn.Module) -> None:
         data = tensor.data
         if type(data) is torch.Tensor and data.device.type == "cpu" and data.data_ptr() % CACHE_LINE:
             tensor.data = data.clone()
+
+
+def check_finite(named: Iterable[tuple[str, torch.Tensor]], source: object) -> None:
+    """
+    Raises `ValueError` for weights that hold NaN or infinity, from which every picture would come out black.
+
+    Args:
+        named (`Iterable[tuple[str, torch.Tensor]]`): weights with their names.
+        source (`object`): what the error calls the place where they come from.
+    """
+    for name, tensor in named:
+        data = tensor.data
+        plain = type(data) is torch.Tensor and data.is_floating_point() and data.numel() and not data.is_meta
+        if plain and not torch.stack(data.aminmax()).isfinite().all():
+            raise ValueError(f"{source}: the weight {name} holds values that are not finite (NaN or infinity).")

@@ -46,8 +46,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..files import written_whole
-from ..models.reference_cache import AdapterState
-from .alignment import align_weights
+from .adapter_state import AdapterState
+from .alignment import align_weights, check_finite
 
 
 __all__ = [
@@ -467,8 +467,23 @@ class KaleidoAdapterMixin(PeftAdapterMixin):
         align_weights(self)
         fresh = {kwargs["adapter_name"]} if hotswap else set(self.__dict__.get("peft_config") or ()) - before
         self._adapters_changed(fresh)
+        self._refuse_useless(fresh)
         for adapter in fresh if swaps else ():
             self._take_over_rank(adapter)
+
+    def _refuse_useless(self, fresh: set[str]) -> None:
+        """Raises `ValueError` for an adapter that fits no layer, or is not finite, and takes it out again."""
+        for adapter in fresh:
+            weights = [
+                (n, w) for n, w in self.named_parameters() if _is_adapter_weight(n) and f".{adapter}." in f"{n}."
+            ]
+            try:
+                if not weights:
+                    raise ValueError("None of the weights of this adapter fits a layer of the transformer.")
+                check_finite(weights, f"The adapter {adapter!r}")
+            except ValueError:
+                self.delete_adapters(adapter)
+                raise
 
     def _check_hotswap(self, source, adapter: str) -> None:
         """What PEFT would do: delete the old adapter, then fail; blank all weights with `adapter` in their names."""
@@ -534,7 +549,9 @@ class KaleidoAdapterMixin(PeftAdapterMixin):
         """As in diffusers. The weights are aligned, so that a loaded model computes what the saved one did, to the
         bit."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)  # with `output_loading_info`
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        align_weights(model)
+        check_finite(model.named_parameters(), pretrained_model_name_or_path)
         return loaded
 
     @wraps(ModelMixin.save_pretrained, assigned=())  # pipelines look at its signature
@@ -609,10 +626,16 @@ class KaleidoLoraLoaderMixin(CogVideoXLoraLoaderMixin):
             kwargs:
                 As in diffusers (`weight_name`, `subfolder`, `revision`, `token`, `low_cpu_mem_usage`, ...).
         """
-        super().load_lora_weights(
-            pretrained_model_name_or_path_or_dict,
-            adapter_name=adapter_name,
-            hotswap=hotswap,
-            base=self.transformer if check_base else None,
-            **kwargs,
-        )
+        source = pretrained_model_name_or_path_or_dict
+        base = self.transformer if check_base else None
+        before = set(getattr(self.transformer, "peft_config", None) or ())
+        try:
+            super().load_lora_weights(source, adapter_name=adapter_name, hotswap=hotswap, base=base, **kwargs)
+        except (ValueError, OSError, ImportError, MemoryError):
+            raise
+        except Exception as error:  # at damaged files, other shapes and foreign headers, libraries raise anything
+            what = "these weights" if isinstance(source, dict) else source
+            reason = " ".join(str(error).split())[:500]
+            raise ValueError(f"The adapter {what} cannot be loaded. {type(error).__name__}: {reason}") from error
+        if not hotswap and set(getattr(self.transformer, "peft_config", None) or ()) == before:
+            raise ValueError("Nothing was loaded: none of the names of the weights is of an adapter of a transformer.")

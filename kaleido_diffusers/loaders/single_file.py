@@ -639,8 +639,11 @@ def _config_defaults(model_class: type[ModelMixin]) -> dict[str, Any]:
 
 
 def _on_meta(model_class: type[ModelMixin], config: dict[str, Any]) -> ModelMixin:
-    with torch.device("meta"):
-        return model_class.from_config(config)
+    try:
+        with torch.device("meta"):
+            return model_class.from_config(config)
+    except (TypeError, AttributeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"The config says what no model can be made of: {error}.") from error
 
 
 def _parts_of(name: str) -> list[str]:

@@ -38,6 +38,7 @@ from diffusers.utils import BaseOutput
 from ..geometry.cameras import invert_rigid
 from ..loaders.lora import KaleidoAdapterMixin, scales_adapters
 from ..loaders.single_file import KaleidoSingleFileMixin
+from .config_checks import check_config
 from .reference_cache import KaleidoReferenceCache, LayerMemory
 
 
@@ -416,7 +417,7 @@ class KaleidoTransformer3DModel(
         norm_eps: float = 1e-6,
     ):
         super().__init__()
-        _check_config(self.config)
+        check_config(self.config, LAYER_KINDS, CAMERA_ENCODINGS)
         dim = num_attention_heads * attention_head_dim
         self.out_channels = out_channels or in_channels
 
@@ -628,28 +629,6 @@ class KaleidoTransformer3DModel(
         if num_targets not in (None, 0, views):
             raise ValueError(f"With a `cache`, `num_targets` must be 0 or all {views} views, got {num_targets}.")
         return views if num_targets is None else num_targets
-
-
-def _check_config(config) -> None:
-    camera_dim = config.attention_head_dim - sum(config.rope_axes_dim)
-    if config.num_attention_heads % config.num_key_value_heads:
-        raise ValueError(
-            f"`num_key_value_heads` ({config.num_key_value_heads}) must divide `num_attention_heads`"
-            f" ({config.num_attention_heads})."
-        )
-    if len(config.rope_axes_dim) != 3 or any(dim % 2 or dim < 0 for dim in config.rope_axes_dim):
-        raise ValueError(f"`rope_axes_dim` must be three even numbers, got {config.rope_axes_dim}.")
-    if camera_dim < 0 or camera_dim % 4:
-        raise ValueError(
-            f"`attention_head_dim` must exceed the sum of `rope_axes_dim` by a multiple of 4, got"
-            f" {config.attention_head_dim} and {config.rope_axes_dim}."
-        )
-    if config.camera_encoding not in CAMERA_ENCODINGS:
-        raise ValueError(f"`camera_encoding` must be one of {CAMERA_ENCODINGS}, got {config.camera_encoding!r}.")
-    if not config.layer_pattern or any(kind not in LAYER_KINDS for kind in config.layer_pattern):
-        raise ValueError(f"`layer_pattern` must list kinds of {LAYER_KINDS}, got {config.layer_pattern!r}.")
-    if config.sample_size % config.patch_size:
-        raise ValueError(f"`sample_size` {config.sample_size} must be a multiple of `patch_size` {config.patch_size}.")
 
 
 def _view_groups(view_groups, num_views: int, num_targets: int) -> ViewGroups:

@@ -1,5 +1,6 @@
 """Settings of the trainer."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -56,9 +57,9 @@ class TrainConfig:
     """Folder for checkpoints, the log and validation pictures. A run in it is resumed."""
     data: tuple[str, ...] = ("mixed",)
     """Sources with optional weights: `object`, `scene`, `mixed` (synthetic worlds), `video` (clips without cameras),
-    `moving` (clips with both), worlds drawn from `assets` (`worlds`, a mix of `objects`, `rooms`, `outdoors`, `scenes` and
-    `photos`; `motion`, which moves; `clips`, which moves and has no cameras), a folder of shards, a capture (its training split); for example
-    `mixed=3 video runs/shards=2`."""
+    `moving` (clips with both), worlds drawn from `assets` (`worlds`, a mix of `objects`, `rooms`, `outdoors`, `scenes`
+    and `photos`; `motion`, which moves; `clips`, which moves and has no cameras), a folder of shards, a capture (its
+    training split); for example `mixed=3 video runs/shards=2`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model to train, when training does not start from a checkpoint."""
     init_from: Path | None = None
@@ -169,3 +170,25 @@ class TrainConfig:
     """Where scores go, beside log.jsonl."""
     seed: int = 0
     """Decides weights, data and noise."""
+
+    def __post_init__(self):
+        above = (
+            "max_grad_norm",
+            "size",
+            "batch",
+            "views",
+            "steps",
+            "save_every",
+            "keep",
+            "log_every",
+            "validate_every",
+        )
+        for name in above:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+        for name in ("ema_decay", "cooldown"):
+            if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) != ("cooldown", 1.0):
+                raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
+        for name in ("matrix_lr", "other_lr", "weight_decay", "warmup_steps", "workers"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")

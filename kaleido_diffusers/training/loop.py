@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from ..captures.images import save_image
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
 from ..files import folder_written_whole
+from ..geometry.views import Views
 from ..loaders.alignment import align_weights
 from ..loaders.lora import AdapterInfo, make_lora_config, save_adapter
 from ..models.latents import compression, decode_views, encode_views, latent_channels, load_autoencoder
@@ -38,7 +40,7 @@ from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from .batches import StepBatches, TrainingStep, open_sources, validation_samples
 from .config import TrainConfig
-from .objective import ViewBatch, ViewPartition, rectified_flow_loss
+from .objective import ViewPartition, rectified_flow_loss
 from .optimizer import make_optimizers
 
 
@@ -58,8 +60,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def set_damaged_aside(folder: Path) -> None:
-    """Renames the newest checkpoints of a run that cannot be read to `checkpoint-N.damaged`, with a warning, down to
-    the first that can."""
+    """Renames the newest checkpoints of the run in `folder` that cannot be read to `checkpoint-N.damaged`, with a
+    warning, down to the first that can."""
     while (newest := latest_checkpoint(folder)) is not None:
         try:
             torch.load(newest / "state" / "state.pt", map_location="cpu", weights_only=True, mmap=True)
@@ -247,7 +249,7 @@ class Trainer:
         batch = item.batch.to(accelerator.device)
         with accelerator.autocast():
             if not item.encoded:
-                batch.views = encode_views(self.vae, batch.views).float()
+                batch = replace(batch, pixels=encode_views(self.vae, batch.pixels).float())
             loss = self.loss(batch, item.partition, item.noise(config.seed))
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(_trained(self.model), config.max_grad_norm)
@@ -255,14 +257,14 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         self.ema.step(_trained(self.model))
-        self.operations += self._operations(item.partition, *batch.views.shape[-2:])
+        self.operations += self._operations(item.partition, *batch.pixels.shape[-2:])
         return accelerator.reduce(loss.detach(), "mean"), norm
 
-    def loss(self, batch: ViewBatch, partition: ViewPartition, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    def loss(self, batch: Views, partition: ViewPartition, generators: Sequence[torch.Generator]) -> torch.Tensor:
         """What a step brings down, see [`rectified_flow_loss`]; a recipe with another objective overrides it.
 
         Args:
-            batch (`ViewBatch`): views of the rows of this process.
+            batch (`Views`): views of the rows of this process.
             partition (`ViewPartition`): references and target groups.
             generators (`Sequence[torch.Generator]`): source of the noise of each row.
         """
@@ -536,7 +538,7 @@ class Trainer:
             self._validation = validation_samples(config)
         pipe, given, made, truth = self.pipeline(), [], [], []
         for number, (sample, count) in enumerate(self._validation):
-            views = _pixels(self.vae, sample.views)
+            views = _pixels(self.vae, sample.pixels)
             times = {}
             if sample.times is not None:
                 times = {"frame_times": sample.times[:count], "target_times": sample.times[count:]}

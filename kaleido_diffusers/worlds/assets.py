@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,16 @@ class Part:
     faces: np.ndarray
     image: np.ndarray | None = None
     color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @cached_property
+    def low(self) -> np.ndarray:
+        """Least corner of its box."""
+        return self.vertices[:, :3].min(0).astype(float)
+
+    @cached_property
+    def high(self) -> np.ndarray:
+        """Greatest corner of its box."""
+        return self.vertices[:, :3].max(0).astype(float)
 
 
 @dataclass
@@ -210,9 +220,8 @@ def load_mesh(file: MeshFile, longest: int = 256) -> Mesh:
 
 
 def _mesh(key: str, parts: list[Part]) -> Mesh:
-    low = np.min([part.vertices[:, :3].min(0) for part in parts], axis=0)
-    high = np.max([part.vertices[:, :3].max(0) for part in parts], axis=0)
-    return Mesh(key, parts, low.astype(float), high.astype(float))
+    low, high = np.min([part.low for part in parts], axis=0), np.max([part.high for part in parts], axis=0)
+    return Mesh(key, parts, low, high)
 
 
 def _read_part(geometry, up: str, longest: int) -> Part:
@@ -222,7 +231,8 @@ def _read_part(geometry, up: str, longest: int) -> Part:
     color = (1.0, 1.0, 1.0)
     if image is None or uv is None:
         image, uv = None, np.zeros((len(geometry.vertices), 2))
-        color = tuple(float(x) ** 2.2 for x in np.asarray(geometry.visual.to_color().main_color[:3]) / 255.0)
+        plain = geometry.visual if material is None else material
+        color = tuple(float(x) ** 2.2 for x in np.asarray(plain.main_color[:3]) / 255.0)
     points = np.asarray(geometry.vertices, dtype=np.float64)
     if up == "y":
         points = points[:, [0, 2, 1]] * [1, -1, 1]
@@ -242,13 +252,34 @@ def with_normals(points: np.ndarray, faces: np.ndarray, uv: np.ndarray) -> tuple
     np.add.at(smooth, same.reshape(-1)[faces].reshape(-1), across.repeat(3, axis=0))
     smooth /= np.maximum(np.linalg.norm(smooth, axis=-1, keepdims=True), 1e-20)
     normals = smooth[same.reshape(-1)[faces]]
-    sharp = (normals * flat[:, None]).sum(-1, keepdims=True) < _CREASE
-    normals = np.where(sharp, flat[:, None], normals)
+    sharp = np.zeros(len(smooth), dtype=bool)
+    sharp[same.reshape(-1)[faces[(normals * flat[:, None]).sum(-1) < 0.92]]] = True
+    _keep_edges(normals.reshape(-1, 3), same.reshape(-1)[faces].reshape(-1), sharp, across.repeat(3, axis=0))
     rows = np.concatenate([corners, normals, uv[faces]], axis=-1).reshape(-1, 8).astype(np.float32)
     _, first, inverse = np.unique(
         rows.view(np.dtype((np.void, 32))).reshape(-1), return_index=True, return_inverse=True
     )
     return np.ascontiguousarray(rows[first]), inverse.reshape(-1, 3).astype(np.int32)
+
+
+def _keep_edges(normals: np.ndarray, point: np.ndarray, sharp: np.ndarray, across: np.ndarray) -> None:
+    """Normals `[3F, 3]` of the corners at sharp points, in place: the mean over those faces at the point that differ
+    less than 45 degrees from the corner's own. `point` `[3F]` is the point of a corner, `across` its face's normal."""
+    corners = np.nonzero(sharp[point])[0]
+    corners = corners[np.argsort(point[corners], kind="stable")]
+    if not len(corners):
+        return
+    first = np.concatenate([[True], np.diff(point[corners]) > 0])
+    row = np.cumsum(first) - 1
+    column = np.arange(len(corners)) - np.nonzero(first)[0][row]
+    few = column < 24  # beyond that, a corner keeps the smooth normal
+    corners, row, column = corners[few], row[few], column[few]
+    table = np.zeros((row.max() + 1, column.max() + 1, 3))
+    table[row, column] = across[corners]
+    unit = table / np.maximum(np.linalg.norm(table, axis=-1, keepdims=True), 1e-20)
+    mean = (unit @ unit.swapaxes(1, 2) >= _CREASE) @ table
+    mean /= np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-20)
+    normals[corners] = mean[row, column]
 
 
 # Simple shapes

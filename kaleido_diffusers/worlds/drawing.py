@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .assets import Mesh
+from .assets import Mesh, Part
 
 
 __all__ = ["Drawing", "Item", "Light", "Renderer", "renderer"]
@@ -146,7 +146,7 @@ vec3 around(vec3 direction, float level) {
 }
 vec4 develop(vec3 color, vec4 grade) {
     color *= grade.rgb;
-    color = mix(color, 1.0 - 0.3 * exp(-(color - 0.7) / 0.3), step(0.7, color));
+    color = mix(color, 1.0 - 0.2 * exp(-(color - 0.8) / 0.2), step(0.8, color));
     color = clamp(color, 0.0, 1.0);
     return vec4(mix(12.92 * color, 1.055 * pow(color, vec3(1.0 / 2.4)) - 0.055, step(0.0031308, color)), 1.0);
 }
@@ -469,14 +469,16 @@ class Renderer:
         surface = self._surface
         for item in drawing.items:
             place = item.place if item.place.ndim == 2 else item.place[moment[0]]
-            seen = [view for view, inside in zip(moment, _may_see(clip[moment], place, item.mesh)) if inside]
-            if not seen:
+            if not _may_see(clip[moment], place, item.mesh).any():
                 continue
             surface["place"].write(place.T.astype("f4").tobytes())
             surface["repeat"].value = item.repeat
             surface["finish"].value = (item.gloss, item.shininess, item.glow, 0.0)
             arrays = self._parts(item.mesh)[::4]
             for number, (part, array) in enumerate(zip(item.mesh.parts, arrays)):
+                seen = [view for view, inside in zip(moment, _may_see(clip[moment], place, part)) if inside]
+                if not seen:
+                    continue
                 self._picture_of(item, part, number).use(0)
                 surface["tint"].value = tuple(float(a * b) for a, b in zip(item.tint, part.color))
                 self._render(array, tiles, seen)
@@ -497,8 +499,8 @@ class Renderer:
         return self._textures.fetch((item.mesh.key, number), lambda: self._texture(part.image[::-1]))
 
 
-def _may_see(clip: np.ndarray, place: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """Whether the box of a mesh reaches into each view: not when all its corners lie beyond one side."""
+def _may_see(clip: np.ndarray, place: np.ndarray, mesh: Mesh | Part) -> np.ndarray:
+    """Whether the box of a mesh, or of its part, reaches into each view: not if all corners lie beyond one side."""
     corners = np.stack(np.meshgrid(*zip(mesh.low, mesh.high), [1.0], indexing="ij"), -1).reshape(-1, 4)
     points = clip @ (place @ corners.T)  # [V, 4, 8]
     x, y, z, w = points.swapaxes(0, 1)

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from ..geometry.views import Views
 from .assets import find_assets
 from .drawing import Drawing, Item, renderer
-from .samples import SceneSample
 from .staging import Stage, build_stage
 from .synthetic import SPLITS
 
@@ -19,7 +19,7 @@ __all__ = ["DRAWN_KINDS", "WorldSource"]
 
 # Kinds with the stages that they mix
 DRAWN_KINDS = {
-    "worlds": {"objects": 0.42, "rooms": 0.26, "outdoors": 0.16, "scenes": 0.08, "photos": 0.08},
+    "worlds": {"objects": 0.42, "rooms": 0.24, "outdoors": 0.14, "scenes": 0.08, "photos": 0.12},
     "objects": {"objects": 1.0},
     "rooms": {"rooms": 1.0},
     "outdoors": {"outdoors": 1.0},
@@ -80,7 +80,7 @@ class WorldSource:
     def __len__(self) -> int:
         return self.num_scenes
 
-    def __getitem__(self, index: int) -> SceneSample:
+    def __getitem__(self, index: int) -> Views:
         if not 0 <= index < self.num_scenes:
             raise IndexError(index)
         for attempt in range(_TRIES):
@@ -94,7 +94,7 @@ class WorldSource:
                 return sample
         raise RuntimeError(f"World {index} of {self.kind!r} shows nothing after {_TRIES} tries.")
 
-    def _draw(self, stage: Stage, rng: np.random.Generator) -> SceneSample | None:
+    def _draw(self, stage: Stage, rng: np.random.Generator) -> Views | None:
         """Views of a stage; nothing if no good ones are found."""
         fov = math.exp(rng.uniform(*np.log(stage.fov)))
         spread = math.exp(rng.uniform(*np.log(self.spread)))
@@ -107,12 +107,12 @@ class WorldSource:
         times = np.sort(rng.uniform(0, 1, self.num_views)) if rng.random() < 0.3 else np.linspace(0, 1, self.num_views)
         drawing, seconds = stage.drawing, times * rng.uniform(0.8, 4.0)
         if moves:
-            drawing = _moved(drawing, stage.movers, seconds, rng)
+            drawing = _moved(drawing, _near(stage, base[1]), seconds, rng)
         fovs = np.full(self.num_views, fov)
         if not moves and rng.random() < self.zoom:
             fovs = np.clip(fov * np.exp(rng.uniform(-0.5, 0.5, self.num_views)), 25, 90)
         intrinsics = _intrinsics(fovs, self.size)
-        grades = np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.06, (self.num_views, 1)))
+        grades = _exposure(drawing, base, fov, rng) * np.exp(rng.normal(0, 0.06, (self.num_views, 1)))
         grades = grades * np.exp(rng.normal(0, 0.03, 3) + rng.normal(0, 0.012, (self.num_views, 3)))
         poses = np.stack([path.pose(0.0 if still else t, 0.0 if still else 1.0) for t in times])
         poses[0] = path.pose(0.0, 0.0) if not moves else poses[0]
@@ -133,9 +133,10 @@ class WorldSource:
         pictures = torch.from_numpy(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))
         clock = torch.from_numpy(seconds)
         if self.kind == "clips":
-            return SceneSample(pictures, times=clock)
+            return Views(pixels=pictures, times=clock)
         cameras = torch.from_numpy(poses), torch.from_numpy(intrinsics).float()
-        return SceneSample(pictures, *cameras, clock if moves else None)
+        poses, intrinsics = cameras
+        return Views(pixels=pictures, poses=poses, intrinsics=intrinsics, times=clock if moves else None)
 
 
 # Cameras
@@ -216,19 +217,30 @@ def _find_stand(stage: Stage, rng: np.random.Generator, fov: float) -> tuple | N
     if not stage.needs_search:
         return stage.stand(rng, fov)
     for _ in range(3):
-        stands = [stage.stand(rng, fov) for _ in range(9)]
+        stands = [stage.stand(rng, fov) for _ in range(16)]
         poses = np.stack([_look(*stand, 0.0) for stand in stands])
-        views, depth = renderer().draw(stage.drawing, poses, _intrinsics(np.full(9, fov), (32, 32)), (32, 32))
+        views, depth = renderer().draw(stage.drawing, poses, _intrinsics(np.full(16, fov), (32, 32)), (32, 32))
         solid = np.where(np.isfinite(depth), depth, 1e3)
         middle, near = np.median(solid, axis=(1, 2)), np.quantile(solid, 0.08, axis=(1, 2))
         detail = np.abs(np.diff(views.mean(-1), axis=-1)).mean((1, 2))
-        fine = (near > 0.35) & (middle > 1.1) & (np.isfinite(depth).mean((1, 2)) > 0.5) & (detail > 4)
+        fine = (near > 0.35) & (middle > 1.1) & (np.isfinite(depth).mean((1, 2)) > 0.5) & (detail > 5)
         if fine.any():
             best = max(np.nonzero(fine)[0], key=lambda i: min(detail[i], 12) + rng.uniform(0, 4))
             eye, focus = stands[best]
             ahead = float(np.clip(np.median(solid[best, 8:24, 8:24]), 0.5, 12))
             return eye, eye + (focus - eye) / np.linalg.norm(focus - eye) * ahead
     return None
+
+
+def _exposure(drawing: Drawing, base: tuple, fov: float, rng: np.random.Generator) -> float:
+    """Exposure as a camera chooses it: things, seen small, come to a middle brightness, with some error."""
+    poses = _look(*base, 0.0)[None]
+    small, lens = (32, 32), _intrinsics(np.array([fov]), (32, 32))
+    view, depth = renderer().draw(_only(drawing, np.array([0])), poses, lens, small)
+    seen = np.isfinite(depth[0])
+    gray = view[0].mean(-1)[seen if seen.mean() > 0.02 else slice(None)] / 255
+    wanted = rng.uniform(0.33, 0.56)
+    return float(np.clip((wanted / max(gray.mean(), 0.05)) ** 1.8, 0.45, 2.2))
 
 
 def _good(views, depth, poses, intrinsics, distance: float, has_sky: bool) -> np.ndarray:
@@ -277,6 +289,13 @@ def _shared(depth, poses, intrinsics, has_sky: bool) -> np.ndarray:
 
 
 # Motion
+
+
+def _near(stage: Stage, focus: np.ndarray) -> list[int]:
+    """The movers nearest to what the first camera looks at."""
+    places = [stage.drawing.items[number].place[:3, 3] for number in stage.movers]
+    order = np.argsort([np.linalg.norm(place - focus) for place in places])
+    return [stage.movers[number] for number in order[:4]]
 
 
 def _moved(drawing: Drawing, movers: list[int], seconds: np.ndarray, rng: np.random.Generator) -> Drawing:

@@ -15,17 +15,22 @@ from .drawing import Drawing, Item, Light
 __all__ = ["KINDS", "Stage", "build_stage"]
 
 # Words in names of meshes: what a thing is for, and how long its longest side is, in metres. The first that fits.
+# fmt: off
 _THINGS = (
-    (("ceiling", "roomwall", "floor_01_walls", "roof", "track_0", "walkway", "roomwindow", "elevator", "passage"), "", 0),
-    (("garage_door", "foldingdoor", "turn_window", "box_room", "retailshopwall", "internal_unity", "islandext"), "", 0),
-    (("apartment", "fire_station", "police_station", "post_office", "salon", "thrift", "reactor", "house_"), "building", 14),
+    (("ceiling", "roomwall", "floor_01_walls", "roof",
+      "track_0", "walkway", "roomwindow", "elevator", "passage"), "", 0),
+    (("garage_door", "foldingdoor", "turn_window",
+      "box_room", "retailshopwall", "internal_unity", "islandext"), "", 0),
+    (("apartment", "fire_station", "police_station", "post_office",
+      "salon", "thrift", "reactor", "house_"), "building", 14),
     (("water_tower", "gazebo__gazebo", "pier", "childhut", "stairs"), "building", 7),
     (("contemp_living", "dining_room"), "set", 3.2),
     (("ambulance", "truck", "ranger", "scenic", "swimming_pool"), "vehicle", 4.6),
     (("yamaha", "bicycle", "mower"), "vehicle", 1.9),
     (("cypress", "palmeto", "hedge", "yucca"), "plant", 2.6),
     (("fountain", "billboard", "fence", "parque", "stop_light", "racestart"), "outdoor", 3.0),
-    (("barrier", "hydrant", "postbox", "pipe", "stopsign", "cone", "stonepier", "lantern", "cinder", "dumpster"), "outdoor", 1.1),
+    (("barrier", "hydrant", "postbox", "pipe", "stopsign",
+      "cone", "stonepier", "lantern", "cinder", "dumpster"), "outdoor", 1.1),
     (("rock", "crate", "barrel", "ammobox", "brick_box", "bucket", "clutter", "basketball_net"), "outdoor", 0.9),
     (("child_swing", "sandpit", "umbrella", "hammock", "beach_chair", "deckchair", "chair_deck"), "outdoor", 1.8),
     (("boylying", "lyingdown"), "person", 1.6),
@@ -35,7 +40,8 @@ _THINGS = (
     (("siamesecat", "__cat", "chicken"), "animal", 0.5),
     (("dog",), "animal", 0.8),
     (("horse",), "animal", 2.2),
-    (("portrait", "frame1", "frame2", "flat_tv", "bookstorelogo", "kalender", "dart_game", "water_heater"), "wall", 0.8),
+    (("portrait", "frame1", "frame2", "flat_tv",
+      "bookstorelogo", "kalender", "dart_game", "water_heater"), "wall", 0.8),
     (("curtain", "rangehood", "air_cond"), "wall", 1.6),
     (("coffeetable", "rattantable", "bedside", "children_table", "balconytable"), "table", 0.9),
     (("table_tennis",), "table", 2.5),
@@ -44,16 +50,34 @@ _THINGS = (
     (("bed1", "bed_01", "futon", "convertible_sofa"), "furniture", 2.1),
     (("sofa", "couch"), "furniture", 1.9),
     (("chair", "seat"), "furniture", 0.95),
-    (("wardrobe", "bookcase", "shelf", "refrigerator", "cabinet", "japanese_style", "livingroom_lamp", "door"), "furniture", 1.9),
-    (("fireplace", "cookingbench", "counter", "fitness", "shoerack", "chest", "water_cooler", "flipper"), "furniture", 1.3),
+    (("wardrobe", "bookcase", "shelf", "refrigerator",
+      "cabinet", "japanese_style", "livingroom_lamp", "door"), "furniture", 1.9),
+    (("fireplace", "cookingbench", "counter", "fitness",
+      "shoerack", "chest", "water_cooler", "flipper"), "furniture", 1.3),
     (("nursesstation", "hanging_clothes", "punching", "aquarium", "doll_house"), "furniture", 1.5),
     (("mat", "carpet", "tatami", "sock", "jupe", "robe", "gant", "chaussette"), "flat", 0.9),
-    (("trash", "basket", "broom", "heater", "plant", "maceta", "bin", "robot", "console", "steampunk"), "furniture", 0.8),
-)  # fmt: skip
+    (("trash", "basket", "broom", "heater", "plant",
+      "maceta", "bin", "robot", "console", "steampunk"), "furniture", 0.8),
+)
+# fmt: on
 # Words in names of pictures that suit a ground, a floor, a wall, and that do not repeat.
 _GROUNDS = (
-    "grass", "gravel", "mud", "tarmac", "rock", "brick", "concrete", "rubble", "sand", "pavement", "dji_", "sp2_dn",
-    "simple_box", "auto_21_2", "auto_23", "bark",
+    "grass",
+    "gravel",
+    "mud",
+    "tarmac",
+    "rock",
+    "brick",
+    "concrete",
+    "rubble",
+    "sand",
+    "pavement",
+    "dji_",
+    "sp2_dn",
+    "simple_box",
+    "auto_21_2",
+    "auto_23",
+    "bark",
 )  # fmt: skip
 _FLOORS = (
     "wood", "floor", "tile", "marble", "plywood", "concrete", "carpet", "parquet", "auto_37", "auto_21_2", "auto_23",
@@ -178,7 +202,7 @@ class _Builder:
     def color(self, low: float = 0.05, high: float = 0.9, calm: bool = False) -> np.ndarray:
         """Linear RGB: a grey level with some hue."""
         level = self.between(low**0.5, high**0.5) ** 2
-        hue = self.rng.normal(0, 0.12 if calm else 0.25 if self.chance(0.7) else 0.8, 3)
+        hue = self.rng.normal(0, 0.12 if calm else 0.22 if self.chance(0.75) else 0.5, 3)
         return np.clip(level * np.exp(hue - hue.mean()), 0.01, 0.95)
 
     # Pictures
@@ -188,7 +212,7 @@ class _Builder:
         image = load_picture(path, longest)
         return (str(path), longest), image[::-1]
 
-    def surface(self, words: tuple[str, ...] = (), strict: float = 0.8) -> tuple | None:
+    def surface(self, words: tuple[str, ...] = (), strict: float = 0.92) -> tuple | None:
         """A picture for a surface, mostly one with such a name."""
         pool = _tiles(tuple(self.assets.textures), ())
         if words and self.chance(strict):
@@ -329,11 +353,13 @@ def _objects(b: _Builder) -> Stage:
     boxes = np.array(b.boxes)
     low, high = boxes[:, 0].min(0), boxes[:, 1].max(0)
     movers = list(range(len(b.items)))
-    panorama = b.panorama() if b.chance(0.75 if style != "void" else 0.3) else None
+    panorama = b.panorama() if b.chance(0.7 if style != "void" else 0.3) else None
     backdrop = _plain_backdrop(b) if panorama is None else np.full((2, 3), 0.4)
-    {"ground": _ground, "table": _table, "corner": _corner, "sheet": _sheet, "void": lambda *_: None}[style](
-        b, low, high
-    )
+    walled = panorama is None or b.chance(0.5)
+    if style == "ground" and panorama is None:
+        _sweep(b, backdrop)
+    elif style != "void":
+        {"ground": _ground, "table": _table, "corner": _corner, "sheet": _sheet}[style](b, low, high, walled)
     reach = float(np.linalg.norm(high - low) / 2)
     center = (low + high) / 2
     light, ambient = b.daylight(panorama, center, max(reach * 1.8, 0.6))
@@ -344,7 +370,7 @@ def _objects(b: _Builder) -> Stage:
         b.items, light, ambient, b.lamps_around(3 * reach, int(b.rng.integers(0, 3))), flash, panorama,
         b.between(0, 6.28), backdrop,
     )  # fmt: skip
-    close = b.between(0.75, 1.5)
+    close = b.between(0.62, 1.35)
     elevations = (-0.15, 0.9) if style == "void" else (0.12, 0.9)
 
     def stand(rng, fov):
@@ -384,7 +410,7 @@ def _scatter(b: _Builder, count: int) -> None:
 def _plain_backdrop(b: _Builder) -> np.ndarray:
     kind = b.rng.random()
     if kind < 0.35:
-        return np.full((2, 3), b.between(0.85, 1.0))
+        return np.full((2, 3), b.between(0.85, 2.5))
     if kind < 0.6:
         return np.full((2, 3), b.between(0.0, 0.02))
     color = b.color(0.05, 0.8)
@@ -401,17 +427,24 @@ def _plane_look(b: _Builder, words: tuple[str, ...], size: float, plain: float =
     repeat = (size / period * min(1.0, height / width), size / period * min(1.0, width / height))
     tint = tuple(np.clip(b.between(0.7, 1.3) * np.exp(b.rng.normal(0, 0.1, 3)), 0.3, 1.5))
     return {
-        "picture": picture, "repeat": repeat, "tint": tint, "gloss": b.between(0, 0.12), "shininess": b.between(10, 60),
+        "picture": picture, "repeat": repeat, "tint": tint, "gloss": b.between(0, 0.12),
+        "shininess": b.between(10, 60),
     }  # fmt: skip
 
 
-def _ground(b: _Builder, low, high) -> None:
+def _ground(b: _Builder, low, high, _walled) -> None:
     size = 60.0 if b.chance(0.6) else b.between(2.5, 6.0) * float(np.linalg.norm((high - low)[:2]))
     look = _plane_look(b, _GROUNDS + _FLOORS, size)
     b.items.append(Item(shape("plane"), _place((0, 0, 0), b.between(0, 6.28), size), **look, casts=False))
 
 
-def _table(b: _Builder, low, high) -> None:
+def _sweep(b: _Builder, backdrop: np.ndarray) -> None:
+    """A ground of the colour of the background, as under photos of products."""
+    tint = tuple(np.clip(backdrop[0] * 1.15, 0.02, 1.2))
+    b.items.append(Item(shape("plane"), _place((0, 0, 0), 0, 60.0), tint=tint, gloss=0.02, glow=0.4, casts=False))
+
+
+def _table(b: _Builder, low, high, walled: bool) -> None:
     reach = float(np.abs(np.concatenate([low[:2], high[:2]])).max())
     wide, deep, thick = reach + b.between(0.1, 1.2), reach + b.between(0.1, 0.8), b.between(0.03, 0.1)
     look = _plane_look(b, _FLOORS, 1.0, 0.2)
@@ -428,7 +461,7 @@ def _table(b: _Builder, low, high) -> None:
         b.block((x - half, y - half, -tall), (x + half, y + half, -thick), **{**look, "repeat": (0.2, 1.0)})
     floor = _plane_look(b, _FLOORS, 16.0, 0.2)
     b.items.append(Item(shape("plane"), _place((0, 0, -tall), b.between(0, 6.28), 16.0), **floor, casts=False))
-    if b.chance(0.6):
+    if walled:
         _two_walls(b, 3.5 + reach, -tall, 5.0)
     for _ in range(int(b.rng.integers(0, 4))):
         mesh, look, length = b.thing(("furniture", "table", "plant"), 0.0)
@@ -469,14 +502,14 @@ def _hang(b: _Builder, wall, right, reach: float, height: float, largest: float 
     )
 
 
-def _corner(b: _Builder, low, high) -> None:
+def _corner(b: _Builder, low, high, _walled) -> None:
     away = float(np.abs(np.concatenate([low[:2], high[:2]])).max()) + b.between(0.3, 2.0)
     look = _plane_look(b, _FLOORS, 20.0)
     b.items.append(Item(shape("plane"), _place((0, 0, 0), b.between(0, 6.28), 20.0), **look, casts=False))
     _two_walls(b, away, 0.0, b.between(2.0, 4.0))
 
 
-def _sheet(b: _Builder, low, high) -> None:
+def _sheet(b: _Builder, low, high, walled: bool) -> None:
     """A cushioned surface, like a bed: a plane with soft bumps under the things."""
     reach = float(np.abs(np.concatenate([low[:2], high[:2]])).max()) * b.between(1.8, 3.5)
     look = _plane_look(b, (), 2 * reach, 0.3)
@@ -484,7 +517,7 @@ def _sheet(b: _Builder, low, high) -> None:
     b.items.append(Item(shape("sheet", int(b.rng.integers(24))), place, **look, casts=False))
     floor = _plane_look(b, _FLOORS, 16.0, 0.2)
     b.items.append(Item(shape("plane"), _place((0, 0, -0.6), 0, 16.0), **floor, casts=False))
-    if b.chance(0.7):
+    if walled:
         _two_walls(b, 1.2 * reach + 0.5, -0.6, 4.0)
 
 
@@ -697,7 +730,7 @@ def _outdoors(b: _Builder) -> Stage:
 def _scenes(b: _Builder) -> Stage:
     if not b.assets.scenes:
         return _rooms(b)
-    weights = np.array([_floor_area(file, b.pixels) ** 0.5 for file in b.assets.scenes])
+    weights = np.array([_furnished(file, b.pixels) for file in b.assets.scenes])
     file = b.assets.scenes[int(b.rng.choice(len(weights), p=weights / weights.sum()))]
     mesh = load_mesh(file, b.pixels)
     b.items.append(Item(mesh, np.eye(4), gloss=b.between(0, 0.15), shininess=b.between(10, 50)))
@@ -708,7 +741,7 @@ def _scenes(b: _Builder) -> Stage:
     # No shadow map over a whole house: lamps do not reach through its walls either way
     ambient = np.stack([color * 0.5, color * 0.62])
     light = Light(b.rng.normal(0, 0.6, 3) + [0, 0, 1.0], color * b.between(0.2, 0.5), False, middle, 0.01)
-    lamps = [(middle + np.append(b.rng.uniform(-4, 4, 2), 0.0), color * b.between(0.1, 0.4)) for _ in range(2)]
+    lamps = [(middle + np.append(b.rng.uniform(-4, 4, 2), 0.0), color * b.between(0.05, 0.2)) for _ in range(2)]
     drawing = Drawing(b.items, light, ambient, lamps, 0.0, panorama, b.between(0, 6.28))
     floor = file.floor
 
@@ -721,9 +754,10 @@ def _scenes(b: _Builder) -> Stage:
     return Stage(drawing, stand, (45, 85), *reach, needs_search=True)
 
 
-def _floor_area(file: MeshFile, pixels: int) -> float:
+def _furnished(file: MeshFile, pixels: int) -> float:
+    """How much there is to see: things for their room, not corridors without end."""
     mesh = load_mesh(file, pixels)
-    return float(np.prod((mesh.high - mesh.low)[:2]))
+    return len(mesh.parts) ** 0.5 / float(np.prod((mesh.high - mesh.low)[:2])) ** 0.25
 
 
 # Photos as planes and reliefs
@@ -733,7 +767,7 @@ def _photos(b: _Builder) -> Stage:
     light = Light(np.array([0.2, 1.0, 0.7]), np.full(3, 0.2), False, np.zeros(3), 4.0)
     photo = b.photo()
     drawing = Drawing(b.items, light, np.full((2, 3), 0.9), panorama=b.panorama(), turn=b.between(0, 6.28))
-    if photo is None or b.chance(0.35):
+    if photo is None or b.chance(0.22):
         _cards(b)
         fov, distance = (30, 60), b.between(3.0, 4.5)
     else:

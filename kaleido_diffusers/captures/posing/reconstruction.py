@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 from ...files import file_digest, write_json, written_whole
 from ..images import CaptureError, load_image, open_image, save_image, upright_turns
+from ..pictures import camera_picture
 from ..readers import load_scene
 from ..readers.assembly import IMAGE_SUFFIXES, listed, load_json
-from ..report import camera_picture
 from .photo_checks import blurred, grey, same_pictures, sharpness, thumbnail
 from .structure_from_motion import StructureFromMotion, import_pycolmap
 

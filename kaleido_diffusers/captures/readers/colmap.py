@@ -121,7 +121,8 @@ def read_colmap(model: Path, options: ReadOptions) -> Scene:
         options (`ReadOptions`): how captures are read.
     """
     capture = model.parent if model.parent.name != "sparse" else model.parent.parent
-    capture = capture if capture.name != "colmap" else capture.parent
+    if capture.name == "colmap" and not (capture / "images").is_dir():  # as nerfstudio lays it out
+        capture = capture.parent
     root = options.images or next((f / "images" for f in (capture, model) if (f / "images").is_dir()), capture)
     suffix = _suffix(model) or ".txt"
     read = _READERS[suffix]

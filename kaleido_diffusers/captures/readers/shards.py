@@ -144,9 +144,8 @@ def read_shard(path: Path, options: ReadOptions) -> Scene:
     described = [(io.BytesIO(content), f"{where}, image {number}") for number, content in enumerate(encoded)]
     sizes = torch.tensor([open_image(*image).size[::-1] for image in described])
     loaders = [partial(_decode, content, name) for content, (_, name) in zip(encoded, described)]
-    scale = torch.nn.functional.pad(sizes.flip(-1), (0, 1), value=1).unsqueeze(-1)
     try:
-        cameras = Cameras(arrays["poses"], arrays["intrinsics"] * scale, sizes)
+        cameras = Cameras.from_normalized(arrays["poses"], arrays["intrinsics"], sizes)
     except ValueError as error:
         raise CaptureError(f"{where}: {error}") from error
     return Scene(SceneImages(loaders), cameras, scene_name(Path(names[chosen[0]])), arrays.get("times"))

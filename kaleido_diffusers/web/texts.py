@@ -1,11 +1,12 @@
 """Text of others on pages."""
 
+import html
 import re
 
 
 __all__ = ["as_markdown"]
 
-_MARKS = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~$&:])")
+_MARKS = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:])")
 
 
 def as_markdown(text: str) -> str:
@@ -13,6 +14,7 @@ def as_markdown(text: str) -> str:
     otherwise make links and pictures on the page.
 
     Args:
-        text (`str`): any.
+        text (`str`): any; control characters are left out.
     """
-    return _MARKS.sub(r"\\\1", " ".join(text.split()))
+    text = "".join(x for x in " ".join(text.split()) if x.isprintable())
+    return html.escape(_MARKS.sub(r"\\\1", text))
