@@ -6,9 +6,10 @@ SOURCES := setup.cfg pyproject.toml constraints.txt
 
 .PHONY: demo test test-all lint mutants clean
 
-# Renders new views of the sample capture with the bundled checkpoint.
+# Renders kept-back photos of the two samples, and flights past them, with the bundled checkpoint.
 demo: $(VENV)/.installed-demo
-	$(BIN)/kaleido render sample --trajectory keyframes --output renders
+	$(BIN)/kaleido render skull --trajectory keyframes --views 16 --output renders
+	$(BIN)/kaleido render sample --trajectory keyframes --views 16 --output renders
 
 # Lint and the tests that a commit must pass, in as many processes of one thread as there are cores. A file stays in one
 # process: its tests share what they have built.

@@ -44,7 +44,7 @@ def test_the_unit_of_many_cameras_is_that_of_all_pairs(count):
     poses = torch.eye(4, dtype=torch.float64).repeat(2, count, 1, 1)
     poses[..., :3, 3] = torch.randn(2, count, 3, generator=generator, dtype=torch.float64) * torch.tensor([5, 1, 0.1])
     unit = torch.cdist(poses[..., :3, 3], poses[..., :3, 3]).amax((-2, -1))
-    torch.testing.assert_close(scene_frame(poses, 0).unit, unit, rtol=1e-9, atol=0)
+    torch.testing.assert_close(scene_frame(poses, 0).scale, unit, rtol=1e-9, atol=0)
 
 
 def peak_megabytes(code: str, *arguments: str) -> float:

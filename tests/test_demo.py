@@ -25,11 +25,11 @@ from demo_server import demo_server
 from kaleido_diffusers import (
     KaleidoReferenceCache,
     KaleidoViewSynthesisPipeline,
-    bundled_checkpoint,
     load_scene,
     sample_capture,
     trajectories,
 )
+from kaleido_diffusers.bundled import resolve_checkpoint
 from kaleido_diffusers.captures.export import write_colmap
 from kaleido_diffusers.captures.pictures import frustum_corners, upright_axes
 from kaleido_diffusers.demo.app import DemoApp
@@ -47,7 +47,7 @@ LIMITS = Limits()
 
 @pytest.fixture(scope="module")
 def sample() -> Capture:
-    return load_sample(64)
+    return load_sample(128)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def pipe() -> KaleidoViewSynthesisPipeline:
 
 
 def load_bundled(name: str) -> KaleidoViewSynthesisPipeline:
-    pipe = KaleidoViewSynthesisPipeline.from_pretrained(bundled_checkpoint(name))
+    pipe = KaleidoViewSynthesisPipeline.from_pretrained(resolve_checkpoint(name))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -126,7 +126,7 @@ def test_the_sample_capture_from_start_to_download(viewport, visit):
     assert done == sorted(done) and len(set(done)) >= 2, seen
     assert any(re.fullmatch(r"Group 1 of 1, step \d of 4", text) for _, text in seen), seen
     assert seen[-1][1] == "Done: 4 of 4 views"
-    assert shown_views(page) == [[f"view {number}", 64] for number in (1, 2, 3, 4)]
+    assert shown_views(page) == [[f"view {number}", 128] for number in (1, 2, 3, 4)]
     assert frames(download(page, "mp4")) == 4
     assert PIL.Image.open(io.BytesIO(download(page, "gif"))).n_frames == 4
     with zipfile.ZipFile(io.BytesIO(download(page, "zip"))) as archive:
@@ -176,7 +176,7 @@ def test_the_page_is_used_by_keys_alone(visit):
     page.focus("#go")
     page.keyboard.press("Enter")
     page.wait_for_selector("#mp4", state="visible")
-    assert shown_views(page) == [["view 1", 64]]
+    assert shown_views(page) == [["view 1", 128]]
 
 
 def test_work_is_stopped_in_the_middle(visit):
@@ -244,7 +244,7 @@ def test_plain_photos_are_posed_and_seen_from_elsewhere(visit, tmp_path):
     assert "Your photos, 11 photos" in page.inner_text("#caption")
     wish(page, "orbit", views=4, steps=4)
     generate(page)
-    assert shown_views(page) == [[f"view {number}", 64] for number in (1, 2, 3, 4)]
+    assert shown_views(page) == [[f"view {number}", 128] for number in (1, 2, 3, 4)]
     assert frames(download(page, "mp4")) == 4
 
     wish_more(page, views=48, steps=50)

@@ -265,7 +265,7 @@ def crop_and_resize(
 def fit_image(image: PIL.Image.Image, height: int, width: int) -> torch.Tensor:
     """
     What [`as_image_tensor`] and [`fit_views`] make of a photo, `[3, height, width]` in [0, 1]. Photos of more than
-    `REDUCED_PIXELS` are first brought to four times the size by means over whole pixels, in 8 bits: as floating point
+    `REDUCED_PIXELS` are first brought to four times the size by means, in 8 bits: as floating point
     they would take gigabytes.
 
     Args:
@@ -274,10 +274,9 @@ def fit_image(image: PIL.Image.Image, height: int, width: int) -> torch.Tensor:
         width (`int`): columns wanted.
     """
     top, left, rows, columns = center_box(image.height, image.width, height, width)
-    factor = min(rows // height, columns // width) // 4
-    if image.width * image.height > REDUCED_PIXELS and factor > 1:
-        rows, columns = rows // factor * factor, columns // factor * factor
-        image = to_rgb(image).reduce(factor, (left, top, left + columns, top + rows))
+    if image.width * image.height > REDUCED_PIXELS and min(rows / height, columns / width) > 8:
+        box = (left, top, left + columns, top + rows)
+        image = to_rgb(image).resize((4 * width, 4 * height), PIL.Image.Resampling.BOX, box)
     return fit_views(as_image_tensor(image), None, height, width)[0]
 
 

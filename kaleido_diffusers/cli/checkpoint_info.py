@@ -58,6 +58,9 @@ def describe_checkpoint(path: str) -> None:
         print(f"  {key:<20} {value}" + (" (assumed)" if key in converted.assumed else ""))
     if checkpoint.scheduler is not None:
         print(f"  {'prediction_type':<20} {checkpoint.scheduler.get('prediction_type', 'velocity')}")
+    if (place / "vae" / "config.json").is_file():
+        vae = json.loads((place / "vae" / "config.json").read_text(encoding="utf-8"))
+        print(f"  {'autoencoder':<20} {vae.get('_class_name')}")
     _print_parameters(transformer)
     print(f"  {'fingerprint':<20} {base_fingerprint(transformer)}")
     if place.is_file():

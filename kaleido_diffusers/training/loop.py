@@ -104,7 +104,6 @@ class Trainer:
         self.dtype = _dtype(config.dtype)
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else processes without accelerators would not know each other
-            mixed_precision="bf16" if self.dtype == torch.bfloat16 else "no",
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=str(config.output),
         )
@@ -247,7 +246,7 @@ class Trainer:
             for group, base in zip(optimizer.param_groups, rates):
                 group["lr"] = base * rate
         batch = item.batch.to(accelerator.device)
-        with accelerator.autocast():
+        with torch.autocast(accelerator.device.type, self.dtype, enabled=self.dtype != torch.float32):
             if not item.encoded:
                 batch = replace(batch, pixels=encode_views(self.vae, batch.pixels).float())
             loss = self.loss(batch, item.partition, item.noise(config.seed))

@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ..captures.readers import load_scene
 from ..models.latents import compression, load_autoencoder
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
+from ..worlds.sources import capture_views
 from .config import LoraOptions, TrainConfig
 
 
@@ -31,7 +33,7 @@ class CaptureRecipe:
     batch: int = 4
     """Draws of views a step."""
     views: int = 12
-    """Photos of each draw, split anew into references and targets."""
+    """Photos of each draw, split anew into references and targets; fewer where the capture has fewer."""
     references: tuple[int, ...] = (1, 2, 3, 6)
     """Numbers of references to draw from."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -49,7 +51,7 @@ class CaptureRecipe:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products; `auto` takes the one that is faster here."""
     validation_photos: int = 4
-    """Training photos that are kept back to stop early and to choose the best weights."""
+    """Training photos that are kept back to stop early and to choose the best weights; at most a third of them."""
     validate_every: int = 50
     """Steps between validations."""
     patience: int = 12
@@ -57,30 +59,40 @@ class CaptureRecipe:
     seed: int = 0
     """Decides the adapter's first weights, draws and noise."""
 
-    def settings(self, capture: str | Path, output: Path, base: str | Path) -> TrainConfig:
+    def settings(self, capture: str | Path, output: str | Path, base: str | Path) -> TrainConfig:
         """
         The settings of the training loop.
 
         Args:
             capture (`str` or `Path`): folder of the capture, whose training photos are split anew into references and
                 targets at every step.
-            output (`Path`): folder for checkpoints, the log and the result.
+            output (`str` or `Path`): folder for checkpoints, the log and the result.
             base (`str` or `Path`): pipeline folder to start from.
         """
         base = Path(base)
+        scene = load_scene(capture, missing="skip")
+        photos = len(capture_views(scene, "train"))
+        if photos < 2:
+            raise ValueError(
+                f"{scene.name}: of its {len(scene)} photos, {len(scene) - photos} are kept for the scores and"
+                f" {photos} left: fine-tuning needs 2, as references and targets."
+            )
+        kept = min(self.validation_photos, photos // 3)
+        views = min(self.views, photos - kept)
+        references = tuple(count for count in self.references if count < views) or (views - 1,)
         size = self.size
         if size is None:
             size = KaleidoTransformer3DModel.load_config(base, subfolder="transformer")["sample_size"]
             size *= compression(load_autoencoder(base) if (base / "vae").is_dir() else None)
         return TrainConfig(
-            output=output,
+            output=Path(output),
             data=(str(capture),),
             init_from=base,
             lora=LoraOptions() if self.full else self.lora,
             size=size,
             batch=self.batch,
-            views=self.views,
-            references=self.references,
+            views=views,
+            references=references,
             target_group_sizes=(1,),
             ordered_references=0.0,
             view_mix=(0.5, 0.0, 0.5),
@@ -100,9 +112,9 @@ class CaptureRecipe:
             dtype=self.dtype,
             save_every=self.validate_every,
             validate_every=self.validate_every,
-            validation_photos=self.validation_photos,
-            validation_references=min(6, max(self.references)),
-            patience=self.patience,
+            validation_photos=kept,
+            validation_references=min(6, max(references)),
+            patience=self.patience if kept else None,  # photos of the scores must decide nothing
             tracker="none",
             seed=self.seed,
         )
