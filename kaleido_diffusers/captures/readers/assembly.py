@@ -187,7 +187,7 @@ def _has_masks(where: Path, frames: list[Frame], there: list[bool]) -> bool:
     """Whether every photo has a mask; warns where only some do or named ones are missing, and none are used."""
     if (any(there) or any(frame.mask_path for frame in frames)) and not all(there):
         warnings.warn(
-            f"{where}: {there.count(False)} of {len(there)} photos have no mask that is there: none are used.",
+            f"{where}: {there.count(False)} of {len(there)} photos have no masks: none are used.",
             stacklevel=5,
         )
     return all(there)
@@ -201,8 +201,8 @@ def _posed(where: Path, frames: list[Frame], missing: str) -> list[Frame]:
         return frames
     if missing == "error":
         raise CaptureError(
-            f"{where}: {len(lost)} of {len(frames)} frames have no pose, their matrices must hold finite numbers, but"
-            f" have NaN or infinite entries ({listed(lost)}). Pass `missing='skip'` to go on without them."
+            f"{where}: {len(lost)} of {len(frames)} frames have no pose ({listed(lost)}): their matrices have NaN or"
+            " infinite entries. Pass `missing='skip'` to go on without them."
         )
     if len(lost) == len(frames):
         raise CaptureError(f"{where}: none of the {len(frames)} frames has a pose of finite numbers.")
@@ -227,8 +227,8 @@ def _check_paths(where: Path, frames: list[Frame]) -> None:
             frame.intrinsics,
         ):
             raise CaptureError(
-                f"{where}: the frames {printable(other.name)!r} and {printable(frame.name)!r} have different cameras, but"
-                f" both find the photo {printable(str(frame.path))}. Is `images` the folder that holds both?"
+                f"{where}: the frames {printable(other.name)!r} and {printable(frame.name)!r} have different cameras,"
+                f" but both find the photo {printable(str(frame.path))}. Is `images` the folder that holds both?"
             )
     other_case = [frame for frame in frames if _differs_in_case(Path(frame.name).name, frame.path.name)]
     if other_case:
@@ -389,11 +389,12 @@ def _present(where: Path, frames: list[Frame], missing: str) -> list[Frame]:
 
 def _hint(frames: list[Frame]) -> str:
     """Where the first photo that is missing may be found: under another suffix, or in a folder to be named."""
-    path = next(frame.path for frame in frames if not frame.path.is_file())
-    others = (path.with_suffix(suffix) for suffix in IMAGE_SUFFIXES) if path.name else ()
-    other = next((other for other in others if as_on_disk(path.parent, other).is_file()), None)
+    frame = next(frame for frame in frames if not frame.path.is_file())
+    path, root = frame.path, frame.root or frame.path.parent
+    others = (as_on_disk(root, path.with_suffix(suffix)) for suffix in IMAGE_SUFFIXES) if path.name else ()
+    other = next((other for other in others if other.is_file()), None)
     if other is not None:
-        return f" There is a {printable(as_on_disk(path.parent, other).name)}: is the suffix listed wrongly?"
+        return f" There is a {printable(other.name)}: is the suffix listed wrongly?"
     return f" Looked for {printable(str(path))}; `images` (--images) names another folder of photos."
 
 
@@ -470,8 +471,8 @@ def _exif_readings(where: Path, frames: list[Frame], headers: list[tuple[tuple[i
     if unproven:
         warnings.warn(
             f"{where}: {len(unproven)} of {len(frames)} photos have an EXIF rotation, and nothing proves whether their"
-            f" cameras are for the stored pixels or for the turned photo ({listed(unproven, 3)}): the stored pixels are"
-            " taken. If views come out turned, save the photos upright, without EXIF.",
+            f" cameras are for the stored pixels or for the turned photo ({listed(unproven, 3)}): the stored pixels"
+            " are taken. If views come out turned, save the photos upright, without EXIF.",
             stacklevel=6,
         )
     return readings

@@ -246,19 +246,21 @@ def _intrinsics(
 ) -> tuple[tuple[float, ...], ...]:
     """Of the pixels of a photo of this size. What a frame says of its lens goes before what all share."""
     height, width = size
-    own, merged = [key for key in _FOCAL if key in frame], {**common, **frame}
-    source = frame if own else common
+    merged = {**common, **frame}
+    ways = [way for way in _FOCAL if way.format("x") in frame]
+    hidden = [way.format(axis) for way in _FOCAL if ways and way not in ways for axis in "xy"]
+    source = {key: value for key, value in merged.items() if key in frame or key not in hidden}
     focal_x, focal_y = _focal(source, "x", width, where), _focal(source, "y", height, where)
-    if focal_x is None and focal_y is None:
-        raise CaptureError(f"{where}: none of {', '.join(f'`{key}`' for key in _FOCAL)} is given.")
+    if focal_x is None:
+        raise CaptureError(f"{where}: neither `fl_x` nor `camera_angle_x` is given, nor `x_fov`.")
     center = (
         finite(merged[key], f"{where}: `{key}`") if key in merged else half
         for key, half in (("cx", width / 2), ("cy", height / 2))
     )
-    return intrinsics_of(focal_y if focal_x is None else focal_x, focal_x if focal_y is None else focal_y, *center)
+    return intrinsics_of(focal_x, focal_x if focal_y is None else focal_y, *center)
 
 
-_FOCAL = ("fl_x", "camera_angle_x", "x_fov", "fl_y", "camera_angle_y", "y_fov")
+_FOCAL = ("{}_fov", "fl_{}", "camera_angle_{}")
 
 
 def _focal(frame: dict[str, Any], axis: str, extent: float, where: str) -> float | None:
@@ -288,8 +290,6 @@ _OPENCV_FROM_OPENGL = convert_axes(torch.ones(4, 4), "opengl", "opencv")[0].toli
 def _pose(frame: dict[str, Any], where: str) -> list[list[float]]:
     """OpenCV `world_from_camera`."""
     matrix = frame.get("transform_matrix")
-    if "transform_matrix" in frame and matrix is None:  # tracking was lost
-        return [[math.nan] * 4] * 4
     rows = matrix if isinstance(matrix, list) and len(matrix) == 4 else ()
     if not rows or not all(isinstance(row, list) and len(row) == 4 for row in rows):
         raise CaptureError(f"{where}: `transform_matrix` must be 4 x 4 numbers.")
