@@ -53,7 +53,9 @@ def main(config: Config) -> None:
     pipe = KaleidoViewSynthesisPipeline.from_pretrained(source, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     scene, edge = load_scene(config.capture), pipe.default_sample_size
-    targets, rest = (split_views(len(scene), scene.splits, split) for split in ("test", "train"))
+    targets, rest = (
+        split_views(len(scene), scene.splits, split, order=scene.text_order) for split in ("test", "train")
+    )
     case = capture_case(scene, targets, edge, edge, max(config.references, 12), rest)
     truth, best = predict(pipe, models["float32"], case), None
     rows = []

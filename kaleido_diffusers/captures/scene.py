@@ -112,6 +112,8 @@ class Scene:
         image_paths (`list[Path]`, *optional*): where the photos lie.
         splits (`dict[str, list[int]]`, *optional*): views of the splits that the capture comes with: `train`, `val`,
             `test`, and `train_N`, `test_N` of each `train_test_split_N.json`.
+        text_order (`list[int]`, *optional*): views in the order of the text of their names, by which the field counts
+            every n-th photo, where that is another order than theirs (`10` comes before `9`).
     """
 
     images: Sequence[PIL.Image.Image]
@@ -122,6 +124,7 @@ class Scene:
     points: torch.Tensor | None = None
     image_paths: list[Path] | None = None
     splits: dict[str, list[int]] | None = None
+    text_order: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -50,8 +50,8 @@ class CaptureOptions:
         Args:
             scene ([`Scene`]): the capture.
         """
-        arguments = (len(scene), scene.splits)
-        test, train = (split_views(*arguments, split, self.test_every, self.split) for split in ("test", "train"))
+        arguments, options = (len(scene), scene.splits), (self.test_every, self.split, scene.text_order)
+        test, train = (split_views(*arguments, split, *options) for split in ("test", "train"))
         if not test or not train:
             which = "to be kept back" if not test else "left to be references"
             raise ValueError(f"{scene.name}: none of the {len(scene)} photos is {which}.")

@@ -77,7 +77,7 @@ def small_capture(scene: Scene, size: int, notes: Sequence[str] = ()) -> Capture
         notes (`Sequence[str]`, defaults to `()`): what the visitor should know of it.
     """
     fitted, cameras = scene.fitted(range(len(scene)), size, size)
-    views = [split_views(len(scene), scene.splits, split) for split in ("test", "train")]
+    views = [split_views(len(scene), scene.splits, split, order=scene.text_order) for split in ("test", "train")]
     points = None
     if scene.points is not None and len(scene.points):
         points = points_near(scene.points[:: -(-len(scene.points) // _POINTS)].to(cameras.centers), cameras.centers)

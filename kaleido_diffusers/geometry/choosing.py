@@ -35,6 +35,7 @@ def split_views(
     split: str,
     every: int | None = None,
     number: str | None = None,
+    order: Sequence[int] | None = None,
 ) -> list[int]:
     """The views of a capture's split.
 
@@ -46,6 +47,7 @@ def split_views(
         every (`int`, *optional*): hold out every so many views, whatever the files name.
         number (`str`, *optional*): take the split of `train_test_split_<number>.json`; raises `ValueError` where the
             capture has none.
+        order (`Sequence[int]`, *optional*): views in the order in which every n-th is counted; theirs when not given.
     """
     if every is not None and number is not None:
         raise ValueError("`every` and `number` are two ways to say which views are held out: give one.")
@@ -63,7 +65,8 @@ def split_views(
         test = [view for view in views if view not in train and view not in validation] or validation
         test = test or [train[place] for place in held_out_views(len(train))]
     else:
-        test = held_out_views(num_views, 8 if every is None else every)
+        places = held_out_views(num_views, 8 if every is None else every)
+        test = places if order is None else sorted(order[place] for place in places)
     if split == "test":
         return test
     if split == "validation":

@@ -110,10 +110,10 @@ def capture_views(scene: Scene, split: str, validation_photos: int = 0) -> list[
         split (`str`): `train`, `validation` or `test`.
         validation_photos (`int`, defaults to `0`): how many training views are kept for validation.
     """
-    views = split_views(len(scene), scene.splits, split)
+    views = split_views(len(scene), scene.splits, split, order=scene.text_order)
     if not validation_photos or split == "test" or (scene.splits or {}).get("val"):
         return views
-    train = split_views(len(scene), scene.splits, "train")
+    train = split_views(len(scene), scene.splits, "train", order=scene.text_order)
     if validation_photos > len(train) - 2:
         raise ValueError(f"{scene.name}: {validation_photos} of {len(train)} training photos cannot be kept back.")
     places = {round((number + 0.5) * len(train) / validation_photos - 0.5) for number in range(validation_photos)}

@@ -3,11 +3,11 @@
 import json
 import math
 import os
+import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from ..images import THREADS, CaptureError, open_image, upright_turns
 from ..lenses import Lens
 from ..photos import Optics, Photo, photo_cameras
 from ..scene import Scene, SceneImages
+from .places import IMAGE_SUFFIXES, as_on_disk, clear_caches, image_files, inside, natural_order, printable
 
 
 __all__ = [
@@ -40,8 +41,6 @@ __all__ = [
     "scene_name",
     "smaller_copy",
 ]
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 MAX_JSON_BYTES = 64_000_000
 
@@ -79,6 +78,9 @@ class Frame:
         mask_path (`Path`, *optional*): where its mask should be.
         root (`Path`, *optional*): folder that the photo must stay in, whatever it links to; its own when not given.
         is_scaled (`bool`): whether the photo may be a smaller copy of what the camera is for.
+        is_measured (`bool`): whether `size` is that of the stored photo, because the file does not say one.
+        upright_intrinsics (3 x 3 numbers, *optional*): what `intrinsics` would be if the file means the photo as its
+            EXIF turns it; the same when not given.
     """
 
     name: str
@@ -91,6 +93,8 @@ class Frame:
     mask_path: Path | None = None
     root: Path | None = None
     is_scaled: bool = False
+    is_measured: bool = False
+    upright_intrinsics: tuple[tuple[float, ...], ...] | None = None
 
 
 def assemble(
@@ -121,22 +125,18 @@ def assemble(
     Raises [`CaptureError`]: poses that are not rigid, photos that are missing, damaged, or of another size than their
     camera.
     """
-    frames = sorted(frames, key=lambda frame: frame.name)
+    frames = sorted(frames, key=lambda frame: natural_order(frame.name))
     if not frames:
         raise CaptureError(f"{where}: lists no frames.")
-    splits = {**(splits or {}), **_split_files(folder, [frame.name for frame in frames])}
+    splits = {**(splits or {}), **_split_files(folder, sorted(frame.name for frame in frames))}
     splits = _known(where, splits, [frame.name for frame in frames])
     frames = _present(where, [_sized(where, frame, options.downscale) for frame in frames], options.missing)
+    frames = _posed(where, frames, options.missing)
+    _check_paths(where, frames)
     poses = _checked_poses(where, frames)
-    described = [f"{where}, frame {frame.name!r}" for frame in frames]
-    headers = _headers([frame.path for frame in frames])
-    optics: dict[tuple, Optics] = {}
-    photos = [
-        _photo(frame, *header, optics, options, description)
-        for frame, header, description in zip(frames, headers, described)
-    ]
-    has_masks = _has_all(where, "masks", [photo.mask_path is not None for photo in photos])
-    times = [frame.time for frame in frames]
+    photos, described = _photos(where, frames, options)
+    has_masks = _has_masks(where, frames, [photo.mask_path is not None for photo in photos])
+    times, names = [frame.time for frame in frames], [frame.name for frame in frames]
     if None in times and any(time is not None for time in times):
         raise CaptureError(f"{where}: {times.count(None)} of {len(times)} frames have no `time`, the others have one.")
     return Scene(
@@ -147,17 +147,102 @@ def assemble(
         masks=SceneImages([photo.load_mask for photo in photos]) if has_masks else None,
         points=points,
         image_paths=[photo.path for photo in photos],
-        splits=_indexed(splits, [frame.name for frame in frames]),
+        splits=_indexed(where, splits, names),
+        text_order=None if names == sorted(names) else sorted(range(len(names)), key=names.__getitem__),
     )
 
 
-def _has_all(where: Path, what: str, there: list[bool]) -> bool:
-    """Whether every photo has one; warns where only some do, and none are used."""
-    if any(there) and not all(there):
+def _photos(where: Path, frames: list[Frame], options: ReadOptions) -> tuple[list[Photo], list[str]]:
+    """The photos of frames that are there, and what errors call them."""
+    described = [f"{where}, frame {frame.name!r}" for frame in frames]
+    headers = _headers([frame.path for frame in frames])
+    readings = _exif_readings(where, frames, headers)
+    optics: dict[tuple, Optics] = {}
+    photos = [
+        _photo(frame, *header, is_upright, optics, options, description)
+        for frame, header, is_upright, description in zip(frames, headers, readings, described)
+    ]
+    scaled = [
+        frame
+        for frame, (stored, _) in zip(frames, headers)
+        if frame.is_scaled and frame.size not in (None, (1, 1), stored, stored[::-1]) and not _is_copy(frame)
+    ]
+    if scaled:
+        height, width = scaled[0].size
         warnings.warn(
-            f"{where}: {there.count(False)} of {len(there)} photos have no {what}: none are used.", stacklevel=5
+            f"{where}: {len(scaled)} of {len(frames)} photos have another size than their camera ({scaled[0].path} is"
+            f" for {width} x {height} pixels): the lens is scaled.",
+            stacklevel=5,
+        )
+    return photos, described
+
+
+def _is_copy(frame: Frame) -> bool:
+    """Whether the photo lies in `images_2` or its like, whose name says that it is smaller."""
+    folders = frame.path.parts[:-1]
+    return any(folder.endswith(f"_{scale}") for folder in folders for scale in _SCALES)
+
+
+def _has_masks(where: Path, frames: list[Frame], there: list[bool]) -> bool:
+    """Whether every photo has a mask; warns where only some do or named ones are missing, and none are used."""
+    if (any(there) or any(frame.mask_path for frame in frames)) and not all(there):
+        warnings.warn(
+            f"{where}: {there.count(False)} of {len(there)} photos have no masks: none are used.",
+            stacklevel=5,
         )
     return all(there)
+
+
+def _posed(where: Path, frames: list[Frame], missing: str) -> list[Frame]:
+    """The frames that have a pose: where tracking was lost, tools write NaN or infinity. Refused unless `missing` is
+    `"skip"`."""
+    lost = [frame.name for frame in frames if _is_lost(frame.world_from_camera)]
+    if not lost:
+        return frames
+    if missing == "error":
+        raise CaptureError(
+            f"{where}: {len(lost)} of {len(frames)} frames have no pose ({listed(lost)}): their matrices have NaN or"
+            " infinite entries. Pass `missing='skip'` to go on without them."
+        )
+    if len(lost) == len(frames):
+        raise CaptureError(f"{where}: none of the {len(frames)} frames has a pose of finite numbers.")
+    warnings.warn(
+        f"{where}: skipped {len(lost)} of {len(frames)} frames without a pose ({listed(lost)}).", stacklevel=5
+    )
+    return [frame for frame in frames if not _is_lost(frame.world_from_camera)]
+
+
+def _is_lost(pose: Any) -> bool:
+    numbers = [value for row in pose for value in row] if all(isinstance(row, (list, tuple)) for row in pose) else []
+    return any(isinstance(value, float) and not math.isfinite(value) for value in numbers)
+
+
+def _check_paths(where: Path, frames: list[Frame]) -> None:
+    """One photo is not seen by two cameras: raises [`CaptureError`]. Warns of names whose case is another."""
+    first: dict[str, Frame] = {}
+    for frame in frames:
+        other = first.setdefault(os.path.normpath(frame.path), frame)
+        if other is not frame and (other.world_from_camera, other.intrinsics) != (
+            frame.world_from_camera,
+            frame.intrinsics,
+        ):
+            raise CaptureError(
+                f"{where}: the frames {printable(other.name)!r} and {printable(frame.name)!r} have different cameras,"
+                f" but both find the photo {printable(str(frame.path))}. Is `images` the folder that holds both?"
+            )
+    other_case = [frame for frame in frames if _differs_in_case(Path(frame.name).name, frame.path.name)]
+    if other_case:
+        name, path = printable(other_case[0].name), printable(other_case[0].path.name)
+        warnings.warn(
+            f"{where}: {len(other_case)} of {len(frames)} photos are called as listed but for upper and lower case or"
+            f" accents ({name} is {path}): they are taken.",
+            stacklevel=5,
+        )
+
+
+def _differs_in_case(listed: str, found: str) -> bool:
+    listed, found = (unicodedata.normalize("NFC", name) for name in (listed, found))
+    return listed != found and listed.casefold() == found.casefold()
 
 
 def scene_name(folder: Path) -> str:
@@ -194,10 +279,20 @@ def _split_files(folder: Path, names: list[str]) -> dict[str, list[str]]:
     return splits
 
 
-def _indexed(splits: dict[str, Iterable[str]], names: list[str]) -> dict[str, list[int]] | None:
-    """Views of each split, without those whose photos are missing."""
-    index = {name: number for number, name in enumerate(names)}
-    return {key: [index[name] for name in chosen if name in index] for key, chosen in splits.items()} or None
+def _indexed(where: Path, splits: dict[str, Iterable[str]], names: list[str]) -> dict[str, list[int]] | None:
+    """Views of each split, without those whose photos are missing. A split that is empty then counts as not given."""
+    index, indexed = {name: number for number, name in enumerate(names)}, {}
+    for key, chosen in splits.items():
+        indexed[key] = [index[name] for name in chosen if name in index]
+        if chosen and not indexed[key]:
+            warnings.warn(
+                f"{where}: no photo of the {key} split is there: it counts as not given.",
+                stacklevel=5,
+            )
+    empty = {key for key, views in indexed.items() if not views}
+    # The halves of a numbered split mean nothing alone.
+    empty |= {f"{half}_{key.partition('_')[2]}" for key in empty if "_" in key for half in ("train", "test")}
+    return {key: views for key, views in indexed.items() if key not in empty} or None
 
 
 def load_json(file: Path) -> dict[str, Any]:
@@ -208,7 +303,8 @@ def load_json(file: Path) -> dict[str, Any]:
     """
     file_size(file, MAX_JSON_BYTES)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = file.read_bytes()
+        data = json.loads(data.decode(json.detect_encoding(data)))  # a byte order mark, and UTF-16, as Windows writes
     except (ValueError, RecursionError) as error:
         raise CaptureError(f"{file}: not valid JSON ({error}).") from error
     if not isinstance(data, dict):
@@ -235,6 +331,8 @@ def _sized(where: Path, frame: Frame, downscale: int | None) -> Frame:
     """The frame, its photo taken from `images_2` and its like, beside its folder, if asked to or if it lies nowhere
     else. Raises [`CaptureError`] where the photo lies outside its root."""
     root = frame.root or frame.path.parent
+    if not frame.path.is_file():
+        frame = replace(frame, path=as_on_disk(root, frame.path))
     if downscale or not frame.path.is_file():
         smaller = smaller_copy(root, frame.path, downscale)
         if smaller is not None:
@@ -253,8 +351,8 @@ def smaller_copy(root: Path, path: Path, downscale: int | None = None) -> Path |
         path (`Path`): the photo at full size.
         downscale (`int`, *optional*): how many times smaller it is wanted; the largest there is when not given.
     """
-    folder, *rest = path.relative_to(root).parts
-    if not rest:
+    folder, *rest = Path(os.path.relpath(path, root)).parts
+    if not rest or folder == "..":
         return None
     for scale in (downscale,) if downscale else _SCALES:
         same = Path(root, f"{folder}_{scale}", *rest)
@@ -273,18 +371,31 @@ def _present(where: Path, frames: list[Frame], missing: str) -> list[Frame]:
     absent = [frame.name for frame, is_there in zip(frames, there) if not is_there]
     if absent and missing == "error":
         raise CaptureError(
-            f"{where}: {len(absent)} of {len(frames)} images are missing ({listed(absent)}). Pass `missing='skip'` to"
-            " go on without them."
+            f"{where}: {len(absent)} of {len(frames)} images are missing ({listed(absent)}).{_hint(frames)} Pass"
+            " `missing='skip'` to go on without them."
         )
     present = [frame for frame, is_there in zip(frames, there) if is_there]
     if not present:
-        raise CaptureError(f"{where}: none of the {len(absent)} images that it lists exists ({listed(absent)}).")
+        raise CaptureError(
+            f"{where}: none of the {len(absent)} images that it lists exists ({listed(absent)}).{_hint(frames)}"
+        )
     if absent:
         warnings.warn(
             f"{where}: skipped {len(absent)} of {len(frames)} frames without an image ({listed(absent)}).",
             stacklevel=5,
         )
     return present
+
+
+def _hint(frames: list[Frame]) -> str:
+    """Where the first photo that is missing may be found: under another suffix, or in a folder to be named."""
+    frame = next(frame for frame in frames if not frame.path.is_file())
+    path, root = frame.path, frame.root or frame.path.parent
+    others = (as_on_disk(root, path.with_suffix(suffix)) for suffix in IMAGE_SUFFIXES) if path.name else ()
+    other = next((other for other in others if other.is_file()), None)
+    if other is not None:
+        return f" There is a {printable(other.name)}: is the suffix listed wrongly?"
+    return f" Looked for {printable(str(path))}; `images` (--images) names another folder of photos."
 
 
 def _checked_poses(where: Path, frames: list[Frame]) -> torch.Tensor:
@@ -341,31 +452,91 @@ def _headers(paths: list[Path]) -> list[tuple[tuple[int, int], int]]:
         return [header for part in pool.map(read, range(0, len(paths), _CHUNK)) for header in part]
 
 
-def _photo(frame: Frame, stored: tuple[int, int], turns: int, optics: dict, options: ReadOptions, where: str) -> Photo:
+def _exif_readings(where: Path, frames: list[Frame], headers: list[tuple[tuple[int, int], int]]) -> list[bool]:
+    """Whether each camera is for the photo as its EXIF turns it, rather than for the stored pixels. A tool does one or
+    the other: what some photos prove holds for those of the same camera, and for the capture if all agree."""
+    proofs = [_proof(frame, *header) for frame, header in zip(frames, headers)]
+    cameras = [(frame.intrinsics, frame.size) for frame in frames]
+    by_camera: dict[tuple, set[bool]] = {}
+    for camera, proof in zip(cameras, proofs):
+        if proof is not None:
+            by_camera.setdefault(camera, set()).add(proof)
+    of_all = set().union(*by_camera.values())
+    readings, unproven = [], []
+    for frame, (_, turns), camera, proof in zip(frames, headers, cameras, proofs):
+        known = next((k for k in (by_camera.get(camera, ()), of_all) if len(k) == 1), ())
+        if turns and proof is None and not known:
+            unproven.append(frame.name)
+        readings.append(bool(turns) and (next(iter(known), False) if proof is None else proof))
+    if unproven:
+        warnings.warn(
+            f"{where}: {len(unproven)} of {len(frames)} photos have an EXIF rotation, and nothing proves whether their"
+            f" cameras are for the stored pixels or for the turned photo ({listed(unproven, 3)}): the stored pixels"
+            " are taken. If views come out turned, save the photos upright, without EXIF.",
+            stacklevel=6,
+        )
+    return readings
+
+
+def _proof(frame: Frame, stored: tuple[int, int], turns: int) -> bool | None:
+    """Whether the camera must be for the turned photo (true) or for the stored pixels (false), by the size that it is
+    for; where none is given, by square pixels and a principal point in the middle."""
+    upright = stored[::-1]
+    if turns % 2 == 0 or stored == upright:
+        return None
+    if frame.size not in (None, (1, 1)) and not frame.is_measured:
+        fits = [_fits(size, frame.size, frame) for size in (stored, upright)]
+        return fits[1] if fits[0] != fits[1] else None
+    faults = zip(
+        _faults(frame.intrinsics, stored, frame.size == (1, 1)),
+        _faults(frame.upright_intrinsics or frame.intrinsics, upright, frame.size == (1, 1)),
+        (0.02, 0.05),
+    )
+    return next((b < a for a, b, bound in faults if min(a, b) < bound < abs(a - b)), None)
+
+
+def _faults(intrinsics: tuple, size: tuple[int, int], is_normalised: bool) -> tuple[float, float]:
+    """How far a lens is from square pixels, and its centre from that of the picture."""
+    (focal_x, _, center_x), (_, focal_y, center_y), _ = intrinsics
+    height, width = size
+    if is_normalised:
+        focal_x, focal_y, center_x, center_y = focal_x * width, focal_y * height, center_x * width, center_y * height
+    square = abs(math.log(focal_x / focal_y)) if focal_x > 0 and focal_y > 0 else math.inf
+    return square, max(abs(center_x / width - 0.5), abs(center_y / height - 0.5))
+
+
+def _photo(
+    frame: Frame,
+    stored: tuple[int, int],
+    turns: int,
+    is_upright: bool,
+    optics: dict,
+    options: ReadOptions,
+    where: str,
+) -> Photo:
     """The photo of a frame. `optics` collects what photos share."""
-    wanted = frame.size or stored
-    is_upright = False
-    if stored != wanted:
-        upright = stored[::-1] if turns % 2 else stored
-        if _fits(upright, wanted, frame) and turns % 2:
-            is_upright, stored = True, upright
-        elif not _fits(stored, wanted, frame):
-            raise CaptureError(
-                f"{frame.path}: the image is {stored[1]} x {stored[0]} pixels, its camera is for {wanted[1]} x"
-                f" {wanted[0]} ({where})."
-            )
-    key = (frame.intrinsics, wanted, stored, frame.lens)
+    intrinsics, size = frame.intrinsics, frame.size
+    if is_upright and turns % 2:
+        intrinsics, stored = frame.upright_intrinsics or intrinsics, stored[::-1]
+        size = size[::-1] if size and frame.is_measured else size
+    wanted = size or stored
+    if not _fits(stored, wanted, frame):
+        raise CaptureError(
+            f"{frame.path}: the image is {stored[1]} x {stored[0]} pixels, its camera is for {wanted[1]} x"
+            f" {wanted[0]} ({where})."
+        )
+    key = (intrinsics, wanted, stored, frame.lens)
     if key not in optics:
         try:
-            camera = Cameras(torch.eye(4, dtype=torch.float64), frame.intrinsics, wanted)
+            camera = Cameras(torch.eye(4, dtype=torch.float64), intrinsics, wanted)
         except ValueError as error:
             raise CaptureError(f"{where}: {error}") from error
         optics[key] = Optics(camera.resized(*stored), frame.lens)
     mask = frame.mask_path if frame.mask_path is not None and frame.mask_path.is_file() else None
     if mask is None and frame.mask_path is not None and options.missing == "error":
         raise CaptureError(f"{where}: its mask {frame.mask_path} is missing. Pass `missing='skip'` to go on without.")
-    turns, exif = (0, True) if is_upright else (turns, False)
-    return Photo(frame.path, optics[key], turns, exif, options.background, mask)
+    turns = 0 if is_upright else turns
+    return Photo(frame.path, optics[key], turns, is_upright, options.background, mask)
 
 
 def _fits(stored: tuple[int, int], wanted: tuple[int, int], frame: Frame) -> bool:
@@ -374,45 +545,6 @@ def _fits(stored: tuple[int, int], wanted: tuple[int, int], frame: Frame) -> boo
         return True
     height, width = (a / b for a, b in zip(stored, wanted))
     return frame.is_scaled and abs(height - width) <= 1.5 * max(1 / extent for extent in wanted)
-
-
-def inside(root: Path, name: str, where: str) -> Path:
-    """The path `root` / `name`; raises [`CaptureError`] if it is none, or leads out of `root`, by links too.
-
-    Args:
-        root (`Path`): folder of the capture.
-        name (`str`): what a file says, relative to the folder.
-        where (`str`): what errors call it.
-    """
-    path = os.path.join(root, name.replace("\\", "/"))
-    parent, base = os.path.split(path)
-    try:
-        resolved = os.path.realpath(path) if os.path.islink(path) else os.path.join(_resolved(parent), base)
-        is_inside = base not in ("", ".", "..") and resolved.startswith(os.path.join(_resolved(str(root)), ""))
-    except (ValueError, OSError) as error:
-        raise CaptureError(f"{where}: {printable(name)!r} is not a path ({error}).") from error
-    if not is_inside:
-        raise CaptureError(f"{where}: the path {printable(name)!r} leaves the folder of the capture.")
-    return Path(path)
-
-
-@lru_cache(maxsize=4096)
-def _resolved(folder: str) -> str:
-    return os.path.realpath(folder)
-
-
-def clear_caches() -> None:
-    """Forgets where links led: they may lead elsewhere by now."""
-    _resolved.cache_clear()
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The images of a folder, by name.
-
-    Args:
-        folder (`Path`): where they lie.
-    """
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def file_size(file: Path, most: int) -> int:
@@ -457,15 +589,6 @@ def intrinsics_of(focal_x: float, focal_y: float, center_x: float, center_y: flo
         center_y (`float`): pixels from the top edge.
     """
     return (focal_x, 0.0, center_x), (0.0, focal_y, center_y), (0.0, 0.0, 1.0)
-
-
-def printable(text: str) -> str:
-    """Names of files need not be UTF-8; what is printed must be.
-
-    Args:
-        text (`str`): any name.
-    """
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def listed(names: Iterable[str], limit: int = 10) -> str:

@@ -3,9 +3,11 @@
 Written out here, though pycolmap reads them: a damaged file makes that reader hang or take all memory, and most
 captures need nothing else of it."""
 
+import codecs
 import mmap
 import os
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,8 @@ from ...geometry.cameras import invert_rigid, rotations_from_quaternions
 from ..images import CaptureError
 from ..lenses import ColmapLens, FisheyeLens, Lens, RadialTangentialLens
 from ..scene import Scene
-from .assembly import Frame, ReadOptions, assemble, inside, intrinsics_of, printable
+from .assembly import Frame, ReadOptions, assemble, intrinsics_of, listed
+from .places import inside, mask_of, natural_order, photo_in, printable, warn_of_unused_masks
 
 
 __all__ = ["find_colmap", "read_colmap"]
@@ -65,10 +68,48 @@ def find_colmap(path: Path) -> Path | None:
     """
     if not path.is_dir():
         return None
-    kinds = [(path / place, suffix) for place in _PLACES for suffix in (".bin", ".txt")]
+    for place in _PLACES:
+        if place and path.name and place.rpartition("/")[2] == "0":
+            models = [folder for folder in _numbered((path / place).parent) if _suffix(folder)]
+        else:
+            models = [path / place] if _suffix(path / place) else []
+        if len(models) > 1:
+            return _largest(models)
+        if models:
+            return models[0]
+    return None
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """The models that COLMAP left in `sparse`: a folder for each part of the photos that it could not join."""
+    models = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    return sorted(models, key=lambda path: natural_order(path.name))
+
+
+def _suffix(model: Path) -> str | None:
+    """Whether a model is there in binary or text: its suffix."""
     return next(
-        (f for f, suffix in kinds if all((f / f"{name}{suffix}").is_file() for name in ("cameras", "images"))), None
+        (s for s in (".bin", ".txt") if all((model / f"{name}{s}").is_file() for name in ("cameras", "images"))), None
     )
+
+
+def _largest(models: list[Path]) -> Path:
+    """The model with the most images, the first of equals; a warning names the others."""
+    counts = {}
+    for model in models:
+        suffix = _suffix(model)
+        try:
+            counts[model] = len(_guarded(model / f"images{suffix}", _READERS[suffix]["images"]))
+        except CaptureError:  # damaged: it is refused when it is the only one
+            counts[model] = 0
+    largest = max(models, key=counts.get)
+    others = listed(f"{model} with {counts[model]}" for model in models if model != largest)
+    warnings.warn(
+        f"{largest.parent} holds {len(models)} models that do not share a frame: {largest.name}, the largest, with"
+        f" {counts[largest]} photos is read; not {others}. Pass the folder of a model to read that.",
+        stacklevel=4,
+    )
+    return largest
 
 
 def read_colmap(model: Path, options: ReadOptions) -> Scene:
@@ -83,21 +124,26 @@ def read_colmap(model: Path, options: ReadOptions) -> Scene:
     if capture.name == "colmap" and not (capture / "images").is_dir():  # as nerfstudio lays it out
         capture = capture.parent
     root = options.images or next((f / "images" for f in (capture, model) if (f / "images").is_dir()), capture)
-    is_binary = (model / "images.bin").is_file()
-    suffix = ".bin" if is_binary else ".txt"
-    cameras = _guarded(model / f"cameras{suffix}", _binary_cameras if is_binary else _text_cameras)
-    images = _guarded(model / f"images{suffix}", _binary_images if is_binary else _text_images)
-    points = model / f"points3D{suffix}"
-    points = _guarded(points, _binary_points if is_binary else _text_points) if points.is_file() else []
+    suffix = _suffix(model) or ".txt"
+    read = _READERS[suffix]
+    cameras = _guarded(model / f"cameras{suffix}", read["cameras"])
+    images = _guarded(model / f"images{suffix}", read["images"])
+    points = model / f"points3D{suffix}"  # of no bytes, in a model of known poses
+    points = _guarded(points, read["points"]) if points.is_file() and points.stat().st_size else []
     where = model / f"images{suffix}"
     poses = _world_from_camera(where, images)
+    parents = {name.rpartition("/")[0] for *_, name in images}
+    folders = frozenset(part for parent in parents for part in parent.split("/")) if len(parents) > 1 else ()
+    mask_folders = list(dict.fromkeys([root.parent / "masks", capture / "masks"]))
     frames = []
     for (_, _, camera_id, name), pose in zip(images, poses):
         if camera_id not in cameras:
             raise CaptureError(f"{where}: image {printable(name)!r} has camera {camera_id}, which is not listed.")
         camera = cameras[camera_id]
-        path = inside(root, name, f"{where}, name")
-        mask = inside(root.parent, f"masks/{name}.png", f"{where}, name")
+        if options.images:
+            path = photo_in(root, name, folders)
+        else:
+            path = inside(root, name, f"{where}, name")
         frames.append(
             Frame(
                 name=name,
@@ -106,14 +152,29 @@ def read_colmap(model: Path, options: ReadOptions) -> Scene:
                 intrinsics=camera.intrinsics,
                 size=(camera.height, camera.width),
                 lens=camera.lens,
-                mask_path=mask if mask.is_file() else None,
+                mask_path=mask_of(mask_folders, path.relative_to(root).as_posix()),
                 root=root.parent,
+                is_scaled=True,
             )
         )
+    warn_of_unused_masks(where, mask_folders, [frame.mask_path for frame in frames])
     points = torch.tensor(points, dtype=torch.float64).reshape(-1, 3)
     if not points.isfinite().all():
         raise CaptureError(f"{model / f'points3D{suffix}'}: a point is not finite.")
-    return assemble(where, frames, options, capture, points=points if len(points) else None)
+    points = points if len(points) else None
+    return assemble(where, frames, options, capture, points=points, splits=_splits(capture, model, frames))
+
+
+def _splits(capture: Path, model: Path, frames: list[Frame]) -> dict[str, list[str]]:
+    """Frames that `train.txt` and `test.txt` beside the model or the photos name, a line each, as the scenes of 3D
+    Gaussian Splatting have them."""
+    known, splits = {frame.name for frame in frames}, {}
+    for split in ("train", "test"):
+        file = next((f / f"{split}.txt" for f in (model, capture) if (f / f"{split}.txt").is_file()), None)
+        names = [] if file is None else [line for line in _guarded(file, lambda stream: list(_lines(stream))) if line]
+        if names and known.issuperset(names):
+            splits[split] = names
+    return splits
 
 
 @dataclass(frozen=True)
@@ -230,7 +291,9 @@ def _binary_points(stream) -> list[tuple[float, ...]]:
 
 
 def _lines(stream) -> Iterator[str]:
-    """Lines without comments, empty ones too: an image may have no observations."""
+    """Lines without comments and byte order mark, empty ones too: an image may have no observations."""
+    if stream.read(3) != codecs.BOM_UTF8:
+        stream.seek(0)
     for line in stream:
         if not line.startswith(b"#"):
             yield os.fsdecode(line).strip()
@@ -248,20 +311,57 @@ def _text_cameras(stream) -> dict[int, ColmapCamera]:
 
 def _text_images(stream) -> list[tuple]:
     images, lines = [], _lines(stream)
-    for line in lines:
+    line = next(lines, None)
+    while line is not None:
         if not line:
+            line = next(lines, None)
             continue
-        _, *pose, camera_id, name = line.split(maxsplit=9)
-        pose = [float(value) for value in pose]
-        if len(pose) != 7:
-            raise CaptureError(f"{stream.name}: {printable(line[:80])!r} is not an image.")
-        images.append((pose[:4], pose[4:], int(camera_id), name))
-        next(lines, None)  # its observations
+        images.append(_text_image(stream.name, line))
+        line = next(lines, None)  # its observations, which may be empty, or left out by a tool
+        if line is None or not line or _are_observations(line):
+            line = next(lines, None)
+        elif not _is_image(line):
+            raise CaptureError(
+                f"{stream.name}: {printable(line[:80])!r} is neither an image nor observations, x, y and a number for"
+                " each."
+            )
     return images
+
+
+def _text_image(file: str, line: str) -> tuple:
+    if not _is_image(line):
+        raise CaptureError(f"{file}: {printable(line[:80])!r} is not an image: a number, 7 of its pose, camera, name.")
+    _, *pose, camera_id, name = line.split(maxsplit=9)
+    pose = [float(value) for value in pose]
+    return pose[:4], pose[4:], int(camera_id), name
+
+
+def _is_image(line: str) -> bool:
+    words = line.split(maxsplit=9)
+    return len(words) == 10 and all(map(_is_number, words[:8])) and words[8].lstrip("-").isdecimal()
+
+
+def _are_observations(line: str) -> bool:
+    words = line.split()
+    return len(words) % 3 == 0 and all(map(_is_number, words)) and all(w.lstrip("-").isdecimal() for w in words[2::3])
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _text_points(stream) -> list[tuple[float, ...]]:
     return [tuple(float(value) for value in line.split(maxsplit=4)[1:4]) for line in filter(None, _lines(stream))]
+
+
+_READERS = {
+    ".bin": {"cameras": _binary_cameras, "images": _binary_images, "points": _binary_points},
+    ".txt": {"cameras": _text_cameras, "images": _text_images, "points": _text_points},
+}
 
 
 def _world_from_camera(where: Path, images: list[tuple]) -> list[list[list[float]]]:
@@ -270,7 +370,8 @@ def _world_from_camera(where: Path, images: list[tuple]) -> list[list[list[float
         raise CaptureError(f"{where}: lists no images.")
     quaternions = torch.tensor([image[0] for image in images], dtype=torch.float64)
     norms = torch.linalg.vector_norm(quaternions, dim=-1)
-    wrong = ((norms - 1).abs() > 1e-2) | ~norms.isfinite()
+    norms = torch.where(norms.isfinite(), norms, torch.ones_like(norms))  # a pose that was lost: left to `assemble`
+    wrong = (norms - 1).abs() > 1e-2
     if wrong.any():
         name = printable(images[int(wrong.nonzero()[0, 0])][3])
         raise CaptureError(f"{where}, image {name!r}: the rotation is not a unit quaternion.")
