@@ -1,6 +1,7 @@
 """Captures as users have them: what other tools and other computers leave is read right, or said."""
 
 import codecs
+import io
 import json
 import shutil
 import warnings
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import pytest
 import torch
 
-from kaleido_diffusers import load_scene
-from kaleido_diffusers.captures.images import CaptureError
+from kaleido_diffusers import Cameras, load_scene
+from kaleido_diffusers.captures.export import write_video
+from kaleido_diffusers.captures.images import CaptureError, load_image
+from kaleido_diffusers.captures.posing.video import sharp_frames
 from kaleido_diffusers.captures.readers.places import natural_order
 from kaleido_diffusers.geometry.choosing import split_views
 
@@ -292,3 +296,70 @@ def test_links_of_the_cache_of_the_hub(tmp_path):
         (snapshot / "images/0.png").symlink_to(target)
         with pytest.raises(CaptureError, match="leaves the folder"):
             load_scene(snapshot)
+
+
+def test_colour_profiles_are_applied(tmp_path):
+    """Display P3's red is outside of sRGB's; by the matrices of both (200, 60, 40) is about (217, 42, 23)."""
+    profile = PIL.ImageCms.ImageCmsProfile(io.BytesIO(display_p3()))
+    for mode in ("RGB", "RGBA", "P"):
+        image = PIL.Image.new("RGB", (8, 8), (200, 60, 40))
+        image = image.quantize(2) if mode == "P" else image.convert(mode)
+        image.save(tmp_path / "photo.png", icc_profile=profile.tobytes())
+        pixel = load_image(tmp_path / "photo.png").getpixel((4, 4))
+        assert np.abs(np.subtract(pixel, (217, 42, 23))).max() <= 3, (mode, pixel)
+    PIL.Image.new("RGB", (8, 8), (200, 60, 40)).save(tmp_path / "plain.png")
+    assert load_image(tmp_path / "plain.png").getpixel((4, 4)) == (200, 60, 40)
+
+
+def display_p3() -> bytes:
+    """A matrix profile with the primaries of Display P3 and the curve of sRGB."""
+    srgb = bytearray(PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes())
+    columns = {b"rXYZ": (0.51512, 0.2412, -0.00105), b"gXYZ": (0.29198, 0.69225, 0.04189)}
+    columns[b"bXYZ"] = (0.1571, 0.06657, 0.78407)
+    for number in range(int.from_bytes(srgb[128:132], "big")):
+        entry = 132 + 12 * number
+        name, offset = bytes(srgb[entry : entry + 4]), int.from_bytes(srgb[entry + 4 : entry + 8], "big")
+        for axis, value in enumerate(columns.get(name, ())):
+            place = offset + 8 + 4 * axis
+            srgb[place : place + 4] = round(value * 65536).to_bytes(4, "big", signed=True)
+    return bytes(srgb)
+
+
+def test_written_videos_say_what_their_colours_mean(tmp_path):
+    av = pytest.importorskip("av")
+    colours = [(200, 40, 40), (40, 180, 60), (50, 60, 200), (220, 200, 50)]
+    frame = PIL.Image.new("RGB", (128, 64))
+    for number, colour in enumerate(colours):
+        frame.paste(colour, (32 * number, 0, 32 * number + 32, 64))
+    write_video(tmp_path / "flight.mp4", [frame] * 3)
+    with av.open(str(tmp_path / "flight.mp4")) as container:
+        codec = container.streams.video[0].codec_context
+        assert (codec.colorspace, codec.color_range, codec.color_primaries, codec.color_trc) == (1, 1, 1, 1)
+        picture = next(container.decode(video=0))
+        seen = picture.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
+    for number, colour in enumerate(colours):
+        assert np.abs(seen[24:40, 32 * number + 8 : 32 * number + 24].mean((0, 1)) - colour).max() <= 3
+
+
+def test_hdr_videos_are_refused_with_what_to_do(tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "hlg.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.color_trc, stream.codec_context.color_primaries = 18, 9
+        for _ in range(5):
+            grey = np.full((64, 64, 3), 128, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+    with pytest.raises(CaptureError, match="HDR video .HLG.*Convert it to SDR"):
+        sharp_frames(tmp_path / "hlg.mp4", tmp_path / "frames", count=2)
+
+
+def test_units_of_cameras_that_cannot_be_are_noticed():
+    lens = torch.tensor([[1.2, 0, 0.5], [0, 1.2, 0.5], [0, 0, 1.0]])
+    with pytest.raises(ValueError, match="are they divided by width and height"):
+        Cameras(torch.eye(4).repeat(2, 1, 1), lens, [192, 192])
+    cameras = Cameras.from_normalized(torch.eye(4).repeat(2, 1, 1), lens, [192, 192])
+    assert float(cameras.intrinsics[0, 0, 0]) == pytest.approx(230.4)
+    with pytest.warns(UserWarning, match="in radians"):
+        Cameras.from_fov(torch.eye(4).repeat(2, 1, 1), 1.05, [192, 192])

@@ -236,13 +236,19 @@ def write_video(path: str | os.PathLike, frames: Sequence[PIL.Image.Image], fps:
 def _write_mp4(path: Path, frames: Sequence[PIL.Image.Image], fps: float) -> None:
     try:
         import av
+        from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
     except ImportError as error:
         raise ImportError("MP4 needs PyAV: pip install 'kaleido-diffusers[video]'. GIF works without it.") from error
     width, height = (extent // 2 * 2 for extent in frames[0].size)
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "16"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        codec = stream.codec_context  # BT.709 in limited range, and tagged so: players guess otherwise
+        codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
+        codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         for frame in frames:
             array = np.asarray(frame.convert("RGB"))[:height, :width]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+            picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())

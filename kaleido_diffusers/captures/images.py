@@ -1,5 +1,6 @@
 """Opening images safely, and the one function that moves an image and its intrinsics together."""
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import PIL.ImageOps
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,7 @@ THREADS = min(8, os.cpu_count() or 1)  # that open and decode photos
 
 MAX_IMAGE_PIXELS = 150_000_000  # larger images are refused before they are decoded
 
+_SRGB = PIL.ImageCms.createProfile("sRGB")
 REDUCED_PIXELS = 16_000_000  # photos of more are reduced before they are floating point
 
 _EXIF_ORIENTATION = 0x0112
@@ -138,6 +141,7 @@ def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255,
         image (`PIL.Image.Image`): of any mode.
         background (`tuple[int, int, int]`, defaults to `(255, 255, 255)`): RGB that transparency is laid over.
     """
+    image = _to_srgb(image)
     if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey: PIL's own conversion clips it
         values = np.asarray(image).astype(np.int64)
         values = values if values.size and values.max() <= 255 and image.mode == "I" else values / 257
@@ -149,6 +153,27 @@ def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255,
         canvas = PIL.Image.new("RGBA", image.size, (*background, 255))
         image = PIL.Image.alpha_composite(canvas, image)
     return image.convert("RGB")
+
+
+def _to_srgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image in sRGB, where it carries a profile of another colour space (phones write Display P3)."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "P", "L", "LA", "CMYK"):
+        return image
+    alpha = None
+    if image.mode in ("RGBA", "LA", "P"):
+        alpha = image.convert("RGBA").getchannel("A") if "A" in image.mode or "transparency" in image.info else None
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    try:
+        source = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = PIL.ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB")
+    except (PIL.ImageCms.PyCMSError, OSError, ValueError) as error:
+        warnings.warn(f"A colour profile cannot be applied ({error}): colours may be off.", stacklevel=2)
+        converted = image.convert("RGB")
+    if alpha is not None:
+        converted.putalpha(alpha)
+    converted.info.pop("icc_profile", None)
+    return converted
 
 
 def as_image_tensor(

@@ -40,6 +40,7 @@ AxesName = Literal["opencv", "opengl", "pytorch3d"]
 # Signs of the camera axes seen from OpenCV's. Blender, NeRF and nerfstudio write "opengl".
 _AXES_SIGNS = {"opencv": (1.0, 1.0, 1.0), "opengl": (1.0, -1.0, -1.0), "pytorch3d": (-1.0, -1.0, 1.0)}
 _FARTHEST = 1e15  # units: squares of more leave float32, and of what stands so far nothing can be told apart
+_SHORTEST_FOCAL = 0.02  # image widths: a field of view of 175 degrees
 _LONGEST_FOCAL = 1e6  # image widths: a field of view of a fifth of a second of arc
 _RIGID_TOLERANCE = 1e-4
 
@@ -340,6 +341,8 @@ class Cameras:
         """
         if not 0 < fov < 180:
             raise ValueError(f"`fov` must lie between 0 and 180 degrees, got {fov}.")
+        if fov < math.pi:
+            warnings.warn(f"`fov` is in degrees: {fov:g} is a very long lens. Is it in radians?", stacklevel=2)
         height, width = _as_tensor(image_sizes, "image_sizes").to(torch.float64).unbind(-1)
         intrinsics = torch.zeros(*width.shape, 3, 3, dtype=torch.float64)
         intrinsics[..., 0, 0] = intrinsics[..., 1, 1] = width / 2 / math.tan(math.radians(fov) / 2)
@@ -644,6 +647,11 @@ def _check_intrinsics(intrinsics: torch.Tensor, image_sizes: torch.Tensor) -> No
         raise ValueError("`intrinsics` must be finite, got NaN or infinity.")
     if not (focal > 0).all():
         raise ValueError(f"`intrinsics` must have positive focal lengths, got {focal.amin().item()}.")
+    if not (focal >= _SHORTEST_FOCAL * image_sizes.flip(-1)).all():
+        raise ValueError(
+            f"`intrinsics` have a focal length of {focal.amin().item():g} pixels, which no photo of this size has: are"
+            " they divided by width and height? `Cameras.from_normalized` takes such."
+        )
     if not (focal <= _LONGEST_FOCAL * image_sizes.flip(-1)).all():
         raise ValueError(
             f"`intrinsics` must have focal lengths of at most {_LONGEST_FOCAL:g} image widths, got"

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ...files import file_digest, folder_written_whole, write_json
 from ..images import MAX_IMAGE_PIXELS, CaptureError
 from ..readers.assembly import load_json
+from ..readers.places import printable
 from .photo_checks import SAME_PICTURE, difference, sharpness, thumbnail
 
 
@@ -22,6 +23,8 @@ __all__ = ["sharp_frames"]
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg"  # no playlists: those name other files
 _CUT = 0.07  # of the range of colours, in one step, beyond 1.5 times the steps before and after
 _SURVEY_SIDE = 640  # pixels of the longer side at which sharpness is measured
+
+_HDR_CURVES = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 
 
 def sharp_frames(
@@ -215,6 +218,13 @@ def _video_stream(video: Path, container):
     if width * height > MAX_IMAGE_PIXELS:
         raise CaptureError(
             f"{video}: {width} x {height} pixels are more than the {MAX_IMAGE_PIXELS} that are allowed."
+        )
+    curve = _HDR_CURVES.get(int(stream.codec_context.color_trc or 0))
+    if curve:
+        raise CaptureError(
+            f"{video}: is HDR video ({curve}), whose colours would come out washed out. Convert it to SDR first:"
+            f" ffmpeg -i {printable(video.name)} -vf zscale=t=linear:npl=203,tonemap=clip,"
+            "zscale=p=bt709:t=bt709:m=bt709,format=yuv420p sdr.mp4"
         )
     stream.thread_type = "AUTO"
     return stream
