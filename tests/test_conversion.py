@@ -314,7 +314,7 @@ def test_the_script_converts_the_bundled_checkpoint(tmp_path, monkeypatch):
         runpy.run_path(str(script), run_name="__main__")
     assert ended.value.code == 0
     with safe_open(tmp_path / "out.safetensors", framework="pt") as file:
-        assert json.loads(file.metadata()["kaleido_config"])["num_layers"] == 6
+        assert json.loads(file.metadata()["kaleido_config"])["num_layers"] == 8
     original = Path(bundled_checkpoint()) / "transformer" / "diffusion_pytorch_model.safetensors"
     assert_same(load_file(tmp_path / "out.safetensors"), load_file(original))
 
@@ -560,10 +560,10 @@ def test_info_of_checkpoints(pipe, tmp_path, capsys):
     assert cli.main(["info", "bundled"]) == 0
     out = capsys.readouterr().out
     for words in (
-        "num_layers           6",
+        "num_layers           8",
         "float16 (",
         "licence              apache-2.0",
-        "fitted to",
+        "scored on",
         "Training: ",
         "PSNR",
     ):

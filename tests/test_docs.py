@@ -16,6 +16,7 @@ from conftest import SHARED, free_port, make_pipeline, served_command
 from hub_server import HubServer, client
 from test_protocols import make_gso
 from test_warm_start import make_lumina2
+from world_assets import make_assets
 
 from kaleido_diffusers import cli, load_scene, sample_capture
 
@@ -69,6 +70,7 @@ def furnish(folder: Path) -> Path:
     for name in ("photos", "PHOTOS"):
         if HAS_PHOTOS:
             (folder / name).symlink_to(SHARED / "captures/kermit/images")
+    make_assets(folder / "my-assets")
     make_gso(folder / "GSO30", ("elephant",))
     make_lumina2().save_pretrained(folder / "path/to/Lumina-Image-2.0/transformer")
     return folder

@@ -201,7 +201,7 @@ def test_sources_by_name(tmp_path):
     assert isinstance(open_source(sample_capture(), source_options(config)), CaptureSource)
     write_shards(tmp_path / "s", [SyntheticSource(num_scenes=1, num_views=2, size=8)[0]])
     assert isinstance(open_source(str(tmp_path / "s"), source_options(config)), ShardSource)
-    with pytest.raises(CaptureError, match="neither a kind of synthetic world"):
+    with pytest.raises(CaptureError, match="neither a kind of world"):
         open_source("nowhere", source_options(config))
     with pytest.raises(ValueError, match="positive number"):
         open_sources(make_config(tmp_path, data=("object=-1",)))
