@@ -25,7 +25,7 @@ from kaleido_diffusers.training.config import ModelConfig, TrainConfig
 from kaleido_diffusers.training.loop import Trainer
 from kaleido_diffusers.training.objective import rectified_flow_loss
 from kaleido_diffusers.worlds.samples import InMemory
-from kaleido_diffusers.worlds.shards import ShardSource
+from kaleido_diffusers.worlds.sources import ShardSource
 
 
 VARIANTS = {

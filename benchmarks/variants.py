@@ -20,8 +20,8 @@ from kaleido_diffusers.bundled import resolve_checkpoint
 from kaleido_diffusers.cli.convert import Convert
 from kaleido_diffusers.evaluation.protocol import EvaluationCase, capture_case, evaluate
 from kaleido_diffusers.evaluation.report import markdown_table
-from kaleido_diffusers.geometry.cameras import scene_frame
 from kaleido_diffusers.geometry.choosing import split_views
+from kaleido_diffusers.geometry.views import Views, as_shown
 
 
 # What stays as it is in int8: small layers at the ends, and what is computed once a view.
@@ -108,11 +108,9 @@ def predict(
     views = pipe.encode_images(2 * case.images[None, :count] - 1)
     noise = torch.randn(views[:, -1:].shape, generator=torch.Generator().manual_seed(0))
     views = torch.cat([views[:, :-1], (views[:, -1:] + noise) / 2], dim=1).to(model.patch_embed.weight.dtype)
-    poses = case.cameras.world_from_camera[None, :count]
     timestep = torch.tensor([[0.0] * (count - 1) + [500.0]])
-    intrinsics = case.cameras.normalized_intrinsics[None, :count].float()
-    poses = scene_frame(poses, count - 1).normalize(poses).float()
-    return model(views, timestep, poses, intrinsics, num_targets=1).sample.float()
+    shown = as_shown(Views.stack([case.views.select(range(count))]), count - 1)
+    return model(views, timestep, **shown.arguments(), num_targets=1).sample.float()
 
 
 if __name__ == "__main__":

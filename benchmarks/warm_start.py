@@ -100,7 +100,7 @@ def train_donor(
     """Teaches single views: timesteps run from noise (0) to data (1) and so does the output, as in its pipeline. Mean
     losses of the first and of the last 20 steps."""
     generator = torch.Generator().manual_seed(0)
-    views = torch.cat([source[index].views for index in range(len(source))]).float() / 127.5 - 1
+    views = torch.cat([source[index].pixels for index in range(len(source))]).float() / 127.5 - 1
     text, mask = torch.zeros(8 * config.batch, 1, 8), torch.ones(8 * config.batch, 1, dtype=torch.int64)
     optimizer = torch.optim.AdamW(donor.parameters(), lr=config.learning_rate, weight_decay=0.0)
     losses = []

@@ -14,10 +14,10 @@ import torch
 import tyro
 
 from kaleido_diffusers import KaleidoTransformer3DModel, RectifiedFlowViewScheduler, bundled_checkpoint
-from kaleido_diffusers.geometry.cameras import scene_frame
+from kaleido_diffusers.geometry.views import Views, as_shown
 from kaleido_diffusers.training.config import TrainConfig
 from kaleido_diffusers.training.loop import Trainer
-from kaleido_diffusers.training.objective import ViewBatch, ViewPartition
+from kaleido_diffusers.training.objective import ViewPartition
 
 
 @dataclass
@@ -51,14 +51,12 @@ class Distillation(Trainer):
         schedule.set_timesteps(config.windows * config.teacher_steps)
         self.sigmas = schedule.sigmas  # falls from 1 to 0; every `teacher_steps`th is a step of the student
 
-    def loss(self, batch: ViewBatch, partition: ViewPartition, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    def loss(self, batch: Views, partition: ViewPartition, generators: Sequence[torch.Generator]) -> torch.Tensor:
         # ---------------------------------------------------------------------------------------- views and cameras
         batch, count = batch.select(partition.order), partition.num_references
-        poses = scene_frame(batch.poses, count).normalize(batch.poses).to(torch.float32)
-        cameras = {"poses": poses, "intrinsics": batch.intrinsics}
-        known = {key: value[:, :count] for key, value in cameras.items()}
-        wanted = {key: value[:, count:] for key, value in cameras.items()}
-        references, clean = batch.views[:, :count], batch.views[:, count:]
+        shown = as_shown(batch, count)
+        known, wanted = shown.select(slice(count)).arguments(), shown.select(slice(count, None)).arguments()
+        references, clean = batch.pixels[:, :count], batch.pixels[:, count:]
 
         # ---------------------------------------------------------------------------------------- where windows begin
         windows = [torch.randint(self.recipe.windows, (1, clean.shape[1]), generator=g) for g in generators]
@@ -84,7 +82,7 @@ class Distillation(Trainer):
         prediction = self.model(
             torch.cat([references, start], dim=1),
             torch.cat([sigma.new_zeros(len(clean), count), 1000 * sigma], dim=1),
-            **cameras,
+            **shown.arguments(),
             view_groups=[0] * count + [1 + group for group in groups],
             num_targets=len(groups),
             return_dict=False,

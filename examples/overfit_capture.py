@@ -1,12 +1,13 @@
 """Fits a small Kaleido to one capture: the shortest way to see the model learn, and to test a change of it.
 
-    python examples/overfit_capture.py --capture PATH --photos 8 --minutes 10 --output runs/fox
+    python examples/overfit_capture.py --capture PATH --photos 8 --steps 900 --output runs/fox
 
 At every step the photos are split anew into references and targets, so the model cannot learn a photo by heart without
 learning which camera took it. The result is a pipeline folder.
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from kaleido_diffusers import (
     load_scene,
 )
 from kaleido_diffusers.evaluation.metrics import psnr
-from kaleido_diffusers.training.objective import ViewBatch, draw_partition, rectified_flow_loss
+from kaleido_diffusers.geometry.views import Views
+from kaleido_diffusers.training.objective import draw_partition, rectified_flow_loss
 from kaleido_diffusers.training.optimizer import make_optimizers
 
 
@@ -39,8 +41,8 @@ class Config:
     """Samples a step."""
     size: int = 64
     """Height and width in pixels."""
-    minutes: float = 8.0
-    """Training time."""
+    steps: int = 600
+    """Optimizer steps."""
     layers: int = 6
     """Transformer blocks."""
     heads: int = 4
@@ -94,14 +96,14 @@ def main(config: Config) -> None:
 
     # ------------------------------------------------------------------------------------------------ training
     generator = torch.Generator().manual_seed(config.seed)
-    curve, started, step = [], time.monotonic(), 0
-    while (elapsed := (time.monotonic() - started) / 60) < config.minutes:
-        rate = min(1.0, (step + 1) / 50, max(0.02, 2 * (1 - elapsed / config.minutes)))
+    curve, started = [], time.monotonic()
+    for step in range(config.steps):
+        rate = min(1.0, (step + 1) / 50, 2 * (1 - step / config.steps))
         for optimizer, rates in zip(optimizers, base_rates):
             for group, base in zip(optimizer.param_groups, rates):
                 group["lr"] = base * rate
         views = torch.stack([torch.randperm(count, generator=generator)[: config.views] for _ in range(config.batch)])
-        batch = ViewBatch(2 * photos[views] - 1, poses[views], intrinsics[views])
+        batch = Views(pixels=2 * photos[views] - 1, poses=poses[views], intrinsics=intrinsics[views])
         partition = draw_partition(views.shape[1], generator)
         loss = rectified_flow_loss(transformer, scheduler, batch, partition, generator)
         loss.backward()
@@ -109,18 +111,23 @@ def main(config: Config) -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        step += 1
-        if elapsed >= len(curve) * config.minutes / 10:
-            curve.append({"minutes": round(elapsed, 2), "step": step, "loss": round(loss.item(), 4), "psnr": score()})
+        if step % math.ceil(config.steps / 10) == 0:
+            minutes = round((time.monotonic() - started) / 60, 2)
+            curve.append({"step": step, "minutes": minutes, "loss": round(loss.item(), 4), "psnr": score()})
             print(curve[-1], flush=True)
 
     # ------------------------------------------------------------------------------------------------ result
     pipe.save_pretrained(config.output)
     pipe = KaleidoViewSynthesisPipeline.from_pretrained(config.output)
     pipe.set_progress_bar_config(disable=True)
-    result = {"steps": step, "psnr": score(), "psnr with the target poses swapped": score(swap=True), "curve": curve}
+    result = {
+        "steps": config.steps,
+        "psnr": score(),
+        "psnr with the target poses swapped": score(swap=True),
+        "curve": curve,
+    }
     (config.output / "curve.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{step} steps; PSNR {result['psnr']} dB, with the target poses swapped {score(swap=True)} dB")
+    print(f"{config.steps} steps; PSNR {result['psnr']} dB, with the target poses swapped {score(swap=True)} dB")
     print(f"wrote {config.output}")
 
 

@@ -1,4 +1,4 @@
-"""Fits a LoRA adapter to one capture, and renders a view with it: `kaleido lora`, spelled out.
+"""Fits a LoRA adapter to one capture, and renders a view with it: what `kaleido lora` does, in Python.
 
     python examples/train_lora.py --capture PATH --minutes 20 --output runs/my-scene
 
@@ -12,8 +12,9 @@ import tyro
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, load_scene, sample_capture
 from kaleido_diffusers.geometry.choosing import choose_references
-from kaleido_diffusers.training.config import LoraOptions, TrainConfig
+from kaleido_diffusers.training.config import LoraOptions
 from kaleido_diffusers.training.loop import Trainer
+from kaleido_diffusers.training.recipes import CaptureRecipe
 from kaleido_diffusers.worlds.sources import capture_views
 
 
@@ -25,7 +26,7 @@ class Config:
     """Pipeline folder to start from."""
     output: Path = Path("runs/lora")
     """Folder for checkpoints, the log and the adapter."""
-    rank: int = 16
+    rank: int = 64
     """Rank of the adapter."""
     minutes: float = 20.0
     """Training time; a second call goes on."""
@@ -33,28 +34,8 @@ class Config:
 
 def main(config: Config) -> None:
     # ------------------------------------------------------------------------------------------------ training
-    settings = TrainConfig(
-        output=config.output,
-        data=(str(config.capture),),  # its training photos; at every step split anew into references and targets
-        init_from=config.base,
-        lora=LoraOptions(rank=config.rank),
-        size=64,
-        batch=4,
-        views=12,
-        references=(1, 2, 3, 6),
-        optimizer="adamw",
-        other_lr=2e-3,
-        ema_decay=0.995,
-        steps=1500,
-        warmup_steps=30,
-        in_memory=True,
-        workers=0,
-        validation_photos=4,  # of the training photos: the test photos stay unseen
-        validate_every=100,
-        patience=8,  # and stop when eight validations in a row are no better
-        max_minutes=config.minutes,
-        tracker="none",
-    )
+    recipe = CaptureRecipe(lora=LoraOptions(rank=config.rank), max_minutes=config.minutes)
+    settings = recipe.settings(config.capture, config.output, config.base)
     adapter = Trainer(settings).train()
 
     # ------------------------------------------------------------------------------------------------ using it

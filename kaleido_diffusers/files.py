@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and told apart by what they hold."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,35 +10,130 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-__all__ = ["file_digest", "folder_written_whole", "write_json", "written_whole"]
+__all__ = [
+    "DiskFullError",
+    "file_digest",
+    "folder_written_whole",
+    "sync_files",
+    "write_json",
+    "write_text",
+    "written_whole",
+]
+
+_NEARLY_FULL = (
+    1 << 20
+)  # bytes: writers that do not say why they failed did so for want of room, if this little is left
+
+
+class DiskFullError(OSError):
+    """A disk has no room for what was to be written: the message names it, and says how much it takes."""
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the name `path` when the block ends well and is removed when it does not."""
+    """A path to write to, `NAME.part`, which takes the name `path` when the block ends well and is removed when it
+    does not. What was there before stays till then.
+
+    Args:
+        path (`Path`): of a file; its folder must be there.
+
+    Raises:
+        [`DiskFullError`]: whatever the writer raised, if the disk was full.
+    """
     part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)  # that of a killed run takes room which may be short
     try:
-        yield part
+        with _room_for(part):
+            yield part
+            sync_files(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
+def folder_written_whole(path: Path, replaces: bool = False, needs: int = 0) -> Iterator[Path]:
     """A hidden folder beside `path`, not there yet, which takes its name when the block ends well and is removed when
-    it does not."""
-    part = path.absolute().with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    it does not.
+
+    Args:
+        path (`Path`): of the folder; an empty one may be there.
+        replaces (`bool`, defaults to `False`):
+            Whether a folder that is there gives way. It stays till the other is complete, and comes back if the
+            process is killed between the two.
+        needs (`int`, defaults to `0`): bytes that it will take, so that a full disk is known before it is written.
+
+    Raises:
+        [`DiskFullError`]: whatever the writer raised, if the disk was full.
+    """
+    path = path.absolute()
+    part, old = (path.with_name(f".{path.name}.{end}") for end in ("part", "old"))
+    if old.exists() and not path.exists():
+        os.rename(old, path)
+    for rest in (part, old):
+        shutil.rmtree(rest, ignore_errors=True)
     try:
-        yield part
+        with _room_for(part, needs):
+            yield part
+            sync_files(part)
+        if replaces and path.exists():
+            os.rename(path, old)
         os.rename(part, path)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        for rest in (part, old) if path.exists() else (part,):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def sync_files(path: Path) -> None:
+    """Sends a file, or all of a folder, to the disk: a rename does not wait for what it names.
+
+    Args:
+        path (`Path`): of a file or a folder.
+    """
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())
+
+
+@contextmanager
+def _room_for(path: Path, needs: int = 0) -> Iterator[None]:
+    """Tells a full disk from other failures: many writers say something else, or nothing."""
+    free = shutil.disk_usage(path.parent).free if needs else 0
+    if needs > free:
+        raise DiskFullError(
+            f"The disk of {path.parent} is too full: {_megabytes(needs)} are needed and {_megabytes(free)} free."
+            " Make room and run the same command again."
+        )
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not _is_for_want_of_room(error, path.parent):
+            raise
+        size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+        raise DiskFullError(
+            f"The disk of {path.parent} is full: no more than {_megabytes(size)} of {path.name} could be written. What"
+            " was there before is as it was. Make room and run the same command again."
+        ) from error
+
+
+def _is_for_want_of_room(error: Exception, folder: Path) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    told = "No space left" in str(error) or "os error 28" in str(error)
+    return told or not isinstance(error, ValueError) and shutil.disk_usage(folder).free < _NEARLY_FULL
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal.
+
+    Args:
+        path (`Path`): the file.
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
@@ -46,6 +142,21 @@ def file_digest(path: Path) -> str:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file, whole or not at all."""
+    """Writes a JSON file, whole or not at all.
+
+    Args:
+        path (`Path`): the file.
+        content (`dict`): what it holds.
+    """
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all.
+
+    Args:
+        path (`Path`): the file.
+        text (`str`): what it holds.
+    """
     with written_whole(path) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")

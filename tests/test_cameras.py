@@ -300,3 +300,13 @@ def test_numbers_keep_their_digits_and_belong_to_the_cameras():
     cameras = Cameras(pose, lens, [8, 8])
     pose[0, 3] = 0.0
     assert cameras.centers[0].item() == 500000.123
+
+
+def test_distances_need_both_sides():
+    poses = random_poses(3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="of both sides"):
+        view_distances(poses)
+    with pytest.raises(ValueError, match="of both sides"):
+        view_distances(poses, poses, times_b=torch.zeros(3))
+    with pytest.raises(ValueError, match="needs poses or times"):
+        view_distances()

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from kaleido_diffusers import Cameras, Scene, cli, load_scene, sample_capture, trajectories
 from kaleido_diffusers.captures.export import write_capture
-from kaleido_diffusers.captures.report import camera_picture, camera_scene_html, capture_summary
+from kaleido_diffusers.captures.pictures import camera_picture, camera_scene_html
+from kaleido_diffusers.captures.summary import capture_summary
 from kaleido_diffusers.geometry.cameras import look_at
 
 

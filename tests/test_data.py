@@ -1,8 +1,10 @@
 """Captures and images: what is read is right, and what is wrong is named."""
 
+import math
 import struct
 import time
 import zlib
+from itertools import product
 
 import numpy as np
 import PIL.Image
@@ -31,6 +33,7 @@ from kaleido_diffusers.geometry.choosing import (
     reference_order,
     split_views,
 )
+from kaleido_diffusers.geometry.trajectories import looking_distances
 
 
 def one_camera(height: int = 90, width: int = 120) -> Cameras:
@@ -185,6 +188,22 @@ def test_references_that_see_the_targets():
     assert scores[0] > scores[1] + 0.5, "they tell more of the targets than references that are spread out"
 
 
+def test_the_next_reference_adds_what_is_not_yet_covered():
+    """Two of three targets lie where the first two candidates look, the third where the last does: the last comes
+    second, though the one beside the first sees more."""
+
+    def looking_ahead(places: list[float]) -> Cameras:
+        poses = torch.eye(4, dtype=torch.float64).repeat(len(places), 1, 1)
+        poses[:, 0, 3] = torch.tensor(places)
+        return Cameras.from_fov(poses, 40.0, [16, 16])
+
+    candidates, targets = looking_ahead([0.1, 0.0, 50.0]), looking_ahead([0.0, 0.0, 50.0])
+    assert reference_order(candidates, 3, range(3), targets) == [1, 2, 0]
+    assert choose_references(candidates, 2, range(3), targets) == [1, 2]
+    seen = coverage(candidates, targets).sum(-1)
+    assert seen[1] > seen[0] > seen[2]
+
+
 def test_splits_never_share_views():
     views = list(range(20))
     cases = [None, {"train": views[:12]}, {"train": views[:12], "val": views[12:]}, {"val": [3, 4]}]
@@ -231,3 +250,45 @@ def test_coverage_falls_with_angle_distance_and_the_border():
     assert same == pytest.approx(1.0, abs=1e-3) and away == 0.0
     assert 0 < beside < same and 0 < behind < same and 0 < aslant < same
     assert not torch.equal(coverage(cameras.resized(64, 64), cameras[:1]), coverage(cameras, cameras[:1]))
+
+
+def test_coverage_equals_the_slow_twin():
+    """Points of a 6 x 6 grid at five depths, seen from four cameras that look the same way; wide pictures."""
+    height, width, places = 16, 32, [(0.0, 0.0, 0.0), (1.0, 0.4, 0.2), (0.1, 0.2, 1.6), (0.0, 0.0, -1.0)]
+    poses = torch.eye(4, dtype=torch.float64).repeat(4, 1, 1)
+    poses[:, :3, 3] = torch.tensor(places, dtype=torch.float64)
+    cameras = Cameras.from_fov(poses, 60.0, [height, width])
+    focal = 16 / math.tan(math.radians(30))  # in pixels
+    middle = float(looking_distances(cameras, cameras[:1]))
+    expected = []
+    for place in places:
+        values = []
+        for depth in (0.5 * middle, 0.75 * middle, middle, 1.4 * middle, 2 * middle):
+            for row, column in product(range(6), range(6)):
+                x = ((column + 0.5) / 6 * width - 16) / focal * depth
+                y = ((row + 0.5) / 6 * height - 8) / focal * depth
+                own, ray = (x, y, depth), (x - place[0], y - place[1], depth - place[2])
+                pixel = [focal * ray[0] / ray[2] + 16, focal * ray[1] / ray[2] + 8]
+                if ray[2] <= 0 or not (0 <= pixel[0] <= width and 0 <= pixel[1] <= height):
+                    values.append(0.0)
+                    continue
+                cosine = sum(a * b for a, b in zip(own, ray)) / math.hypot(*own) / math.hypot(*ray)
+                angle = math.degrees(math.acos(min(1.0, cosine)))
+                values.append(math.exp(-angle / 30) * min(1.0, math.hypot(*own) / math.hypot(*ray)))
+        expected.append(sorted(values))
+    seen = coverage(cameras, cameras[:1]).sort(-1).values
+    torch.testing.assert_close(seen, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
+    assert (seen[1] == 0).any() and (seen[1] > 0).any(), "some points lie outside the picture"
+
+
+def test_splits_by_what_the_files_name():
+    views = list(range(20))
+    files = {"train": views[:10], "val": [10, 11]}
+    assert split_views(20, files, "test") == views[12:] and split_views(20, files, "validation") == [10, 11]
+    assert split_views(20, files, "train") == views[:10]
+    assert split_views(20, {"train": views[:12]}, "test") == views[12:], "what training does not name"
+    assert split_views(20, {"test": [1, 2], "val": [5]}, "validation") == [5]
+    assert split_views(20, {"test": [1, 2], "val": [5]}, "train") == [0, 3, 4, *views[6:]]
+    assert split_views(20, {"val": [3, 4]}, "test") == [3, 4]
+    assert split_views(20, None, "test") == split_views(20, None, "validation") == [0, 8, 16]
+    assert held_out_views(3, every=1) == [0, 1, 2]

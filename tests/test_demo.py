@@ -31,7 +31,7 @@ from kaleido_diffusers import (
     trajectories,
 )
 from kaleido_diffusers.captures.export import write_colmap
-from kaleido_diffusers.captures.report import frustum_corners, upright_axes
+from kaleido_diffusers.captures.pictures import frustum_corners, upright_axes
 from kaleido_diffusers.demo.app import DemoApp
 from kaleido_diffusers.demo.captures import Capture, load_sample, load_uploads, unpack
 from kaleido_diffusers.demo.limits import Limits, Stopped, in_background

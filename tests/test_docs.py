@@ -14,6 +14,7 @@ import pytest
 import tyro
 from conftest import SHARED, free_port, make_pipeline, served_command
 from hub_server import HubServer, client
+from test_protocols import make_gso
 from test_warm_start import make_lumina2
 
 from kaleido_diffusers import cli, load_scene, sample_capture
@@ -27,7 +28,7 @@ SHORTER = {  # the same commands in seconds: the last of two equal options count
     "kaleido shard": "--scenes 3 --views 10 --size 16 --samples 1",
     "kaleido train": "--steps 2 --size 16 --scenes 8 --render-samples 1 --validation-scenes 1 --no-compile",
     "kaleido evaluate": "--scenes 2 --steps 1",
-    "python examples/overfit_capture.py": "--minutes 0.01 --layers 1 --heads 2 --batch 1 --views 4",
+    "python examples/overfit_capture.py": "--steps 2 --layers 1 --heads 2 --batch 1 --views 4",
     "python conversion/warm_start.py": "--sample-size 8",
     "python benchmarks/variants.py": "--steps 1 --references 1",
     "torchrun --nproc-per-node": "--views 2 --steps 1",
@@ -68,6 +69,7 @@ def furnish(folder: Path) -> Path:
     for name in ("photos", "PHOTOS"):
         if HAS_PHOTOS:
             (folder / name).symlink_to(SHARED / "captures/kermit/images")
+    make_gso(folder / "GSO30", ("elephant",))
     make_lumina2().save_pretrained(folder / "path/to/Lumina-Image-2.0/transformer")
     return folder
 
@@ -151,7 +153,8 @@ def test_commands_and_python_run(page, tmp_path):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_documented_commands_are_understood_as_they_stand(page):
-    for words in block_commands(page) + text_commands(page):
+    shown = words_of("".join(blocks(page, "text")).splitlines())  # of data sets that are not here
+    for words in [*block_commands(page), *text_commands(page), *(line for line in shown if line[0] == "kaleido")]:
         if words[0] == "kaleido" and "--help" not in words:
             tyro.extras.subcommand_cli_from_dict(cli.VERBS, args=words[1:])
         elif words[0] == "make":

@@ -21,8 +21,8 @@ from kaleido_diffusers.models.latents import (
 from kaleido_diffusers.models.precision import fast_dtype, product_speed
 from kaleido_diffusers.training.config import ModelConfig, TrainConfig
 from kaleido_diffusers.training.loop import Trainer
-from kaleido_diffusers.worlds.shards import ShardSource, encoded_samples, write_shards
-from kaleido_diffusers.worlds.sources import SyntheticSource
+from kaleido_diffusers.worlds.shard_writing import encoded_samples, write_shards
+from kaleido_diffusers.worlds.sources import ShardSource, SyntheticSource
 
 
 def small_taef2() -> AutoencoderTAEF2:
@@ -142,9 +142,9 @@ def test_shards_hold_latents(tmp_path):
     read = ShardSource(path)
     assert len(read) == 3 and read.fewest_views == 4
     with torch.no_grad():
-        expected = encode_views(vae, source[2].views.float() / 127.5 - 1)
-    assert read[2].views.dtype == torch.float16
-    torch.testing.assert_close(read[2].views.float(), expected, atol=0.02, rtol=0.02)
+        expected = encode_views(vae, source[2].pixels.float() / 127.5 - 1)
+    assert read[2].pixels.dtype == torch.float16
+    torch.testing.assert_close(read[2].pixels.float(), expected, atol=0.02, rtol=0.02)
     torch.testing.assert_close(read[2].poses, source[2].poses)
     with pytest.raises(CaptureError, match="no pictures"):
         ShardReader(path).parts(0)

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
 
 from kaleido_diffusers import Cameras, KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
-from kaleido_diffusers.pipelines.memory import ViewGeometry
+from kaleido_diffusers.geometry.views import ViewGeometry
 
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -50,6 +50,39 @@ def test_the_reference_cache_changes_nothing(pipe, guidance_scale, generation_or
     assert cached.shape == (5, 3, 8, 8)
     torch.testing.assert_close(cached, generate(pipe, images, cameras, use_reference_cache=False, **options), **CLOSE)
     assert not torch.allclose(cached, generate(pipe, images[::-1], cameras, **options), atol=1e-3)
+
+
+@pytest.mark.parametrize("use_reference_cache", [True, False])
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 2.5])
+def test_guidance_goes_from_the_unconditional_prediction_through_the_conditional(guidance_scale, use_reference_cache):
+    """One step from sigma 1 to 0 is `noise - velocity`, and the velocity is `u + s (c - u)` of two calls of the
+    transformer: `u` of the targets alone, `c` of references and targets."""
+    pipe = make_pipeline("velocity")
+    images, _ = make_inputs(num_references=2, size=(8, 8))
+    poses = random_poses(4, generator=torch.Generator().manual_seed(1))
+    poses[0] = torch.eye(4)  # the scene's frame is the first reference's,
+    poses[1, :3, 3] = torch.tensor([0.6, 0.8, 0.0])  # and its unit the way to the second: 1
+    cameras = Cameras.from_fov(poses, 90.0, [8, 8])
+    lens = torch.tensor([[0.5, 0.0, 0.5], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0]]).expand(1, 4, 3, 3)  # of 90 degrees
+    noise = torch.randn(1, 2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    references = 2 * torch.stack(images)[None] - 1
+    with torch.no_grad():
+        c = pipe.transformer(
+            torch.cat([references, noise], dim=1),
+            torch.tensor([[0.0, 0.0, 1000.0, 1000.0]]),
+            poses=poses[None].float(),
+            intrinsics=lens,
+            view_groups=[0, 0, 1, 1],
+            num_targets=2,
+        ).sample
+        u = pipe.transformer(
+            noise, torch.full((1, 2), 1000.0), poses=poses[None, 2:].float(), intrinsics=lens[:, 2:], num_targets=2,
+            view_groups=[0, 0],
+        ).sample  # fmt: skip
+    assert (c - u).abs().mean() > 0.1, "the references say something"
+    options = {"guidance_scale": guidance_scale, "use_reference_cache": use_reference_cache, "output_type": "latent"}
+    views = generate(pipe, images, cameras, steps=1, latents=noise[0], **options)
+    torch.testing.assert_close(views, (noise - (u + guidance_scale * (c - u)))[0], **CLOSE)
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
@@ -345,6 +378,22 @@ def make_vae(kind: str):
         scaling_factor=0.5,
         shift_factor=0.1,
     )
+
+
+def test_latents_are_shifted_and_scaled_as_the_autoencoder_says():
+    """By 0.1 and 0.5 here: into latents by subtraction and product, back by division and sum."""
+    pipe = make_pipeline("velocity", make_vae("kl"), in_channels=4)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(1, 3, 3, 16, 16, generator=generator) * 2 - 1
+    latents = torch.randn(1, 3, 4, 8, 8, generator=generator)
+    with torch.no_grad():
+        own = pipe.vae.encode(pixels[0]).latent_dist.mode()
+        torch.testing.assert_close(pipe.encode_images(pixels)[0], (own - 0.1) * 0.5, **CLOSE)
+        decoded = pipe.vae.decode(latents[0] * 2 + 0.1).sample
+        torch.testing.assert_close(pipe.decode_latents(latents)[0], decoded, **CLOSE)
+        there_and_back = pipe.decode_latents(pipe.encode_images(pixels))[0]
+        torch.testing.assert_close(there_and_back, pipe.vae.decode(own).sample, **CLOSE)
+    assert (decoded - pipe.vae.decode(latents[0] * 2).sample).abs().max() > 1e-3, "the shift shows in the pixels"
 
 
 @pytest.mark.parametrize("kind", ["tiny", "kl"])

@@ -23,7 +23,7 @@ from kaleido_diffusers.captures.images import CaptureError, tensor_to_image
 from kaleido_diffusers.captures.readers.single_photo import photo_scene
 from kaleido_diffusers.captures.scene import Scene
 from kaleido_diffusers.geometry.cameras import convert_axes, invert_rigid, look_at
-from kaleido_diffusers.worlds.shards import write_shards
+from kaleido_diffusers.worlds.shard_writing import write_shards
 from kaleido_diffusers.worlds.sources import SyntheticSource
 
 

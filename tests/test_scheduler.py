@@ -53,6 +53,20 @@ def test_steps_equal_the_slow_twin(solver, shift):
     torch.testing.assert_close(result, reference.integrate(velocity, x, sigmas, solver), rtol=1e-6, atol=1e-6)
 
 
+def test_multistep_takes_either_prediction():
+    """The same flow told as a velocity, and as `x_0 = x - sigma velocity`."""
+    start, ends = torch.randn(2, 3, 4, dtype=torch.float64), []
+    for prediction_type in ("velocity", "sample"):
+        scheduler = RectifiedFlowViewScheduler(solver="multistep", prediction_type=prediction_type)
+        scheduler.set_timesteps(6)
+        x = start
+        for t in scheduler.timesteps:
+            told = velocity(x, t / 1000)
+            x = scheduler.step(told if prediction_type == "velocity" else x - t / 1000 * told, t, x).prev_sample
+        ends.append(x)
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("prediction_type", ["velocity", "sample"])
 def test_clean_views_are_untouched_to_the_bit(solver, prediction_type):
@@ -261,3 +275,9 @@ def test_a_heun_step_out_of_turn_is_refused():
     scheduler.step(x, torch.tensor([[1000.0, 1000.0]]), x)
     with pytest.raises(ValueError, match="second call of a Heun step"):
         scheduler.step(x, torch.tensor([[1000.0, 500.0]]), x)
+
+
+@pytest.mark.parametrize("sigmas", [[1.0, 0.5, 0.5], [0.0], [1.0, 0.5, -0.1], [1.1, 0.5], []])
+def test_schedules_fall_strictly_within_one_and_zero(sigmas):
+    with pytest.raises(ValueError, match="must fall strictly"):
+        RectifiedFlowViewScheduler().set_timesteps(sigmas=sigmas)

@@ -11,11 +11,12 @@ from conftest import shared
 from kaleido_diffusers import Cameras, load_scene, sample_capture
 from kaleido_diffusers.captures.scene import CaptureError
 from kaleido_diffusers.geometry.choosing import sample_view_subset
-from kaleido_diffusers.training.batches import StepBatches, open_source, open_sources
+from kaleido_diffusers.geometry.views import Views, as_shown
+from kaleido_diffusers.training.batches import StepBatches, open_sources, source_options
 from kaleido_diffusers.training.config import TrainConfig
-from kaleido_diffusers.worlds.samples import InMemory, SceneSample, scene_sample
-from kaleido_diffusers.worlds.shards import ShardSource, write_shards
-from kaleido_diffusers.worlds.sources import CaptureSource, SyntheticSource
+from kaleido_diffusers.worlds.samples import InMemory, scene_sample
+from kaleido_diffusers.worlds.shard_writing import write_shards
+from kaleido_diffusers.worlds.sources import CaptureSource, ShardSource, SyntheticSource, open_source
 
 
 @pytest.mark.parametrize("kind", ["views", "video", "moving"])
@@ -28,7 +29,7 @@ def test_shards_give_back_what_was_written(kind, tmp_path):
     assert len(read) == 3
     for index in range(3):
         original, again = source[index], read[index]
-        assert (original.views.int() - again.views.int()).abs().float().mean() < 4, "JPEG"
+        assert (original.pixels.int() - again.pixels.int()).abs().float().mean() < 4, "JPEG"
         for name in ("poses", "intrinsics", "times"):
             a, b = getattr(original, name), getattr(again, name)
             assert (a is None) == (b is None)
@@ -43,8 +44,8 @@ def test_shards_resize_with_their_cameras(tmp_path):
     source = SyntheticSource("scene", num_scenes=1, num_views=2, size=32)
     write_shards(tmp_path, [source[0]])
     small = ShardSource(tmp_path, size=16)[0]
-    assert small.views.shape == (2, 3, 16, 16)
-    torch.testing.assert_close(small.intrinsics, source[0].intrinsics, rtol=1e-5, atol=1e-5)
+    assert small.pixels.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(small.intrinsics.float(), source[0].intrinsics, rtol=1e-5, atol=1e-5)
 
 
 def test_shards_of_images_of_several_sizes(tmp_path):
@@ -60,15 +61,15 @@ def test_shards_of_images_of_several_sizes(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(folder, arcname="scene")
     sample = ShardSource(tmp_path / "a.tar", size=8)[0]
-    torch.testing.assert_close(sample.intrinsics[:, [0, 1], [0, 1]], torch.ones(2, 2))
+    torch.testing.assert_close(sample.intrinsics[:, [0, 1], [0, 1]], torch.ones(2, 2).double())
 
 
 def test_views_keep_their_cameras_beyond_a_thousand(tmp_path):
     views = torch.arange(1003).view(-1, 1, 1, 1).expand(-1, 3, 8, 8) % 251
-    sample = SceneSample(views.to(torch.uint8), times=torch.arange(1003.0))
+    sample = Views(pixels=views.to(torch.uint8), times=torch.arange(1003.0))
     write_shards(tmp_path, [sample])
     again = ShardSource(tmp_path)[0]
-    assert (again.views[:, 0, 0, 0].int() - views[:, 0, 0, 0]).abs().max() <= 2
+    assert (again.pixels[:, 0, 0, 0].int() - views[:, 0, 0, 0]).abs().max() <= 2
     assert again.times.tolist() == list(range(1003))
 
 
@@ -99,7 +100,7 @@ def test_a_capture_is_a_source_of_one_scene():
     source = CaptureSource(sample_capture(), 24)
     scene = load_scene(sample_capture())
     sample = scene_sample(scene, 24, [0, 5])
-    assert len(source) == 1 and sample.views.shape == (2, 3, 24, 24) and sample.views.dtype == torch.uint8
+    assert len(source) == 1 and sample.pixels.shape == (2, 3, 24, 24) and sample.pixels.dtype == torch.uint8
     torch.testing.assert_close(sample.poses, scene.cameras.world_from_camera[[0, 5]])
     with pytest.raises(IndexError):
         source[1]
@@ -160,13 +161,13 @@ def test_a_step_is_decided_by_seed_and_number_alone(tmp_path):
     kinds = set()
     for step in (7, 0, 3, 12):
         a, b = whole[step], again[step]
-        assert torch.equal(a.batch.views, b.batch.views) and a.partition == b.partition
+        assert torch.equal(a.batch.pixels, b.batch.pixels) and a.partition == b.partition
         parts = [half[step] for half in halves]
         assert [part.rows for part in parts] == [[0, 2], [1, 3]]
         for part in parts:
             assert part.partition == a.partition
-            assert torch.equal(part.batch.views, a.batch.views[part.rows])
-        assert -1 <= a.batch.views.min() and a.batch.views.max() <= 1
+            assert torch.equal(part.batch.pixels, a.batch.pixels[part.rows])
+        assert -1 <= a.batch.pixels.min() and a.batch.pixels.max() <= 1
         kinds.add((a.batch.poses is None, a.batch.times is None))
     assert kinds == {(False, True), (True, False)}
     with pytest.raises(ValueError, match="multiple of the 3 processes"):
@@ -189,24 +190,25 @@ def test_scenes_that_do_not_fit_together_are_refused(tmp_path):
 
 def test_times_keep_their_digits(tmp_path):
     sample = SyntheticSource("object", "video", num_scenes=1, num_views=6, size=8)[0]
-    late = SceneSample(sample.views, times=sample.times.double() + 1.7e9)
-    batches = [StepBatches(make_config(tmp_path), [[entry]], [1.0])[0].batch.times for entry in (sample, late)]
+    late = Views(pixels=sample.pixels, times=sample.times.double() + 1.7e9)
+    steps = [StepBatches(make_config(tmp_path), [[entry]], [1.0])[0] for entry in (sample, late)]
+    batches = [as_shown(step.batch, 1).times for step in steps]
     torch.testing.assert_close(*batches, rtol=0, atol=1e-5)
 
 
 def test_sources_by_name(tmp_path):
     config = make_config(tmp_path)
-    assert isinstance(open_source(sample_capture(), config), CaptureSource)
+    assert isinstance(open_source(sample_capture(), source_options(config)), CaptureSource)
     write_shards(tmp_path / "s", [SyntheticSource(num_scenes=1, num_views=2, size=8)[0]])
-    assert isinstance(open_source(str(tmp_path / "s"), config), ShardSource)
+    assert isinstance(open_source(str(tmp_path / "s"), source_options(config)), ShardSource)
     with pytest.raises(CaptureError, match="neither a kind of synthetic world"):
-        open_source("nowhere", config)
+        open_source("nowhere", source_options(config))
     with pytest.raises(ValueError, match="positive number"):
         open_sources(make_config(tmp_path, data=("object=-1",)))
-    train, validation = open_source("object", config), open_source("object", config, "validation")
-    assert not torch.equal(train[0].views, validation[0].views)
+    train, validation = (open_source("object", source_options(config, split)) for split in ("train", "validation"))
+    assert not torch.equal(train[0].pixels, validation[0].pixels)
     kept = InMemory(train)
-    assert len(kept) == 6 and torch.equal(kept[2].views, train[2].views)
+    assert len(kept) == 6 and torch.equal(kept[2].pixels, train[2].pixels)
     with pytest.raises(ValueError, match="`split`"):
         SyntheticSource(split="holdout")
     with pytest.raises(ValueError, match="`num_scenes`"):

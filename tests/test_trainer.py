@@ -22,11 +22,11 @@ from kaleido_diffusers import (
     RectifiedFlowViewScheduler,
     sample_capture,
 )
-from kaleido_diffusers.training.batches import open_source, validation_samples
+from kaleido_diffusers.training.batches import source_options, validation_samples
 from kaleido_diffusers.training.config import LoraOptions, ModelConfig, TrainConfig
 from kaleido_diffusers.training.loop import Trainer, latest_checkpoint
-from kaleido_diffusers.worlds.shards import write_shards
-from kaleido_diffusers.worlds.sources import SyntheticSource
+from kaleido_diffusers.worlds.shard_writing import write_shards
+from kaleido_diffusers.worlds.sources import SyntheticSource, open_source
 
 
 MODEL = {"num_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "ffn_dim": 48, "patch_size": 4}
@@ -273,7 +273,7 @@ def test_every_preset_is_trained_on_pixels(tmp_path):
 def test_validation_sees_what_training_does_not(tmp_path):
     config = make_config(tmp_path, data=(sample_capture(),))
     ((sample, count),) = validation_samples(config)
-    trained = open_source(sample_capture(), config)[0]
+    trained = open_source(sample_capture(), source_options(config))[0]
     assert (len(sample), count, len(trained)) == (5, 3, 35)
     gaps = (sample.poses[:, None] - trained.poses).abs().amax((-2, -1)).amin(-1)
     assert (gaps < 1e-9).tolist() == [True, True, True, False, False]

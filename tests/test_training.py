@@ -3,24 +3,28 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import conftest
 import pytest
 import torch
-from conftest import Views, make_model, random_poses
+from conftest import make_model, random_poses
 
 from kaleido_diffusers import RectifiedFlowViewScheduler, sample_capture
 from kaleido_diffusers.geometry.cameras import scene_frame
-from kaleido_diffusers.training.objective import ViewBatch, ViewPartition, draw_partition, rectified_flow_loss
+from kaleido_diffusers.geometry.views import ViewGeometry, Views
+from kaleido_diffusers.training.objective import ViewPartition, draw_partition, rectified_flow_loss
 from kaleido_diffusers.training.optimizer import make_optimizers
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def make_batch(num_views: int = 5) -> ViewBatch:
-    views = Views(num_views)
-    return ViewBatch(views.hidden_states.float(), views.poses, views.intrinsics.float(), views.times.float())
+def make_batch(num_views: int = 5) -> Views:
+    inputs = conftest.Views(num_views)
+    geometry = ViewGeometry(inputs.poses, inputs.intrinsics.float(), inputs.times.float())
+    return Views.seen(inputs.hidden_states.float(), geometry)
 
 
 class Spy(torch.nn.Module):
@@ -43,14 +47,14 @@ def test_the_loss_is_the_error_of_the_velocity(prediction_type):
     spy = Spy(lambda x, t, kwargs: torch.zeros_like(x[:, 3:]))
     loss = rectified_flow_loss(spy, scheduler, batch, partition, torch.Generator().manual_seed(0))
     hidden_states, timestep, kwargs = spy.calls[0]
-    assert torch.equal(hidden_states[:, :3], batch.views[:, [3, 0, 1]]), "references are clean, in their order"
+    assert torch.equal(hidden_states[:, :3], batch.pixels[:, [3, 0, 1]]), "references are clean, in their order"
     assert (timestep[:, :3] == 0).all() and (timestep[:, 3:] > 0).all()
     assert kwargs["view_groups"] == [0, 0, 1, 2, 3] and kwargs["num_targets"] == 2
     order = [3, 0, 1, 4, 2]
     expected = scene_frame(batch.poses[:, order], 3).normalize(batch.poses[:, order]).float()
     torch.testing.assert_close(kwargs["poses"], expected)
     sigma = (timestep[:, 3:] / 1000)[..., None, None, None]
-    clean = batch.views[:, [4, 2]]
+    clean = batch.pixels[:, [4, 2]]
     noise = (hidden_states[:, 3:] - (1 - sigma) * clean) / sigma
     if prediction_type == "velocity":
         error = noise - clean
@@ -89,9 +93,9 @@ def test_video_and_cameras_use_one_path():
         model = make_model()
         batch = make_batch()
         if not poses:
-            batch.poses = batch.intrinsics = None
+            batch = replace(batch, poses=None, intrinsics=None)
         if not times:
-            batch.times = None
+            batch = replace(batch, times=None)
         partition = draw_partition(5, torch.Generator().manual_seed(1), num_references=2)
         rectified_flow_loss(model, RectifiedFlowViewScheduler(), batch, partition, torch.Generator()).backward()
         names.add(tuple(name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0))
@@ -120,14 +124,15 @@ def test_partitions_cover_every_view_once_and_every_kind_comes():
 
 def test_moving_the_world_leaves_the_loss():
     model, batch = make_model(torch.float64), make_batch()
-    batch.views = batch.views.double()
+    batch = replace(batch, pixels=batch.pixels.double())
     partition = ViewPartition(((0, 1),), ((2,), (3, 4)))
     losses = []
     for moved in (False, True):
         if moved:
             world = random_poses(2, 1, generator=torch.Generator().manual_seed(3))
-            batch.poses = world @ batch.poses
-            batch.poses[..., :3, 3] *= 4
+            poses = world @ batch.poses
+            poses[..., :3, 3] *= 4
+            batch = replace(batch, poses=poses)
         generator = torch.Generator().manual_seed(0)
         losses.append(rectified_flow_loss(model, RectifiedFlowViewScheduler(), batch, partition, generator))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
@@ -144,6 +149,34 @@ def test_every_parameter_has_one_optimizer():
         assert (id(p) in muon) == is_projection, name
 
 
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_matrices_and_the_rest_move_at_rates_of_their_own_and_norms_never_decay(kind):
+    """Without gradients a step is its decay alone: by `1 - rate x weight_decay` for matrices, nothing for the rest."""
+    model = make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizers = make_optimizers(model, matrix_lr=0.1, other_lr=0.02, weight_decay=0.5, kind=kind)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for optimizer in optimizers:
+        optimizer.step()
+    kept = {"muon": 1 - 0.1 * 0.5, "adamw": 1 - 0.02 * 0.5}[kind]
+    for name, p in model.named_parameters():
+        is_matrix = "transformer_blocks" in name and p.ndim == 2 and "table" not in name
+        torch.testing.assert_close(p, before[name] * (kept if is_matrix else 1.0), msg=name)
+
+
+def test_the_first_step_of_adamw_is_its_rate():
+    model = make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    for optimizer in make_optimizers(model, matrix_lr=0.1, other_lr=0.02):
+        optimizer.step()
+    for name, p in model.named_parameters():
+        if p.ndim != 2 or "transformer_blocks" not in name or "table" in name:
+            torch.testing.assert_close(p, before[name] - 0.02, rtol=0, atol=1e-5, msg=name)
+
+
 def overfit(output: Path, *arguments: str) -> dict:
     command = [sys.executable, str(EXAMPLES / "overfit_capture.py"), "--output", str(output), *arguments]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -152,9 +185,9 @@ def overfit(output: Path, *arguments: str) -> dict:
 
 
 def test_it_learns_a_capture_and_obeys_the_camera(tmp_path):
-    """Four photos at 32 pixels in about a minute and a half: far above their mean colour, and lost when the poses are
-    swapped."""
-    arguments = "--photos 4 --views 4 --size 32 --layers 3 --heads 2 --minutes 1.5 --batch 8".split()
+    """Two of four photos at 32 pixels after 300 steps: far above their mean colour (13 dB), and lost when the poses
+    are swapped (13.5 dB). Four seeds ended between 34.9 and 38.5 dB."""
+    arguments = "--photos 4 --views 4 --size 32 --layers 3 --heads 2 --steps 300 --batch 8".split()
     result = overfit(tmp_path, "--capture", sample_capture(), *arguments)
     assert min(result["psnr"]) > 20
     swapped = result["psnr with the target poses swapped"]
@@ -164,7 +197,7 @@ def test_it_learns_a_capture_and_obeys_the_camera(tmp_path):
 @pytest.mark.slow
 def test_it_learns_the_fox(fox, tmp_path):
     """The issue's own bar: 25 dB on two targets from six references, 5 dB lost when their poses are swapped."""
-    result = overfit(tmp_path, "--capture", str(fox), "--minutes", "8")
+    result = overfit(tmp_path, "--capture", str(fox), "--steps", "600")
     assert min(result["psnr"]) > 25
     swapped = result["psnr with the target poses swapped"]
     assert min(a - b for a, b in zip(result["psnr"], swapped)) > 5

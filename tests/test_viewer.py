@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, cli, load_scene, sample_capture
 from kaleido_diffusers.evaluation.metrics import psnr
 from kaleido_diffusers.geometry.cameras import rotations_from_quaternions
-from kaleido_diffusers.viewer.page import LiveScene, Viewer
+from kaleido_diffusers.viewer.live import LiveScene
+from kaleido_diffusers.viewer.page import Viewer
 
 
 viser = pytest.importorskip("viser")

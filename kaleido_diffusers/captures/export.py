@@ -1,8 +1,8 @@
 """Writers: captures that other tools read, videos and pictures."""
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,8 +10,10 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..files import folder_written_whole, write_json, written_whole
 from ..geometry.cameras import Cameras, convert_axes
 from ..geometry.trajectories import focus_point
+from .images import save_image
 
 
 __all__ = ["VIDEO_SUFFIXES", "write_capture", "write_colmap", "write_video"]
@@ -72,9 +74,10 @@ def write_capture(
         if generated is not None and generated[number]:
             frame["generated"] = True
         frames.append({**frame, "transform_matrix": pose})
-    _save_images(folder, names, images)
     data = {"camera_model": "PINHOLE", **shared, **_ngp_box(cameras), "frames": frames}
-    file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    with _capture_written_whole(folder) as part:
+        _save_images(part, names, images)
+        write_json(part / file.name, data)
     return file
 
 
@@ -134,10 +137,23 @@ def write_colmap(
         reconstruction.add_image_with_trivial_frame(image, pycolmap.Rigid3d(rotation, translation))
     for point in [] if points is None else points.to("cpu", torch.float64).numpy():
         reconstruction.add_point3D(point, pycolmap.Track(), np.full(3, 128, dtype=np.uint8))
-    _save_images(folder, names, images)
-    model.mkdir(parents=True)
-    (reconstruction.write_binary if binary else reconstruction.write_text)(model)
+    with _capture_written_whole(folder) as part:
+        _save_images(part, names, images)
+        (part / model.relative_to(folder)).mkdir(parents=True)
+        (reconstruction.write_binary if binary else reconstruction.write_text)(part / model.relative_to(folder))
     return model
+
+
+@contextmanager
+def _capture_written_whole(folder: Path) -> Iterator[Path]:
+    """Where to write a capture: aside, but for folders that hold something else, where images come before the cameras
+    that make them a capture."""
+    if folder.is_dir() and any(folder.iterdir()):
+        yield folder
+        return
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with folder_written_whole(folder) as part:
+        yield part
 
 
 def _checked_names(images: Sequence[PIL.Image.Image], cameras: Cameras, suffix: str) -> list[str]:
@@ -165,7 +181,7 @@ def _refuse_existing(*paths: Path) -> None:
 def _save_images(folder: Path, names: Sequence[str], images: Sequence[PIL.Image.Image]) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, image in zip(names, images):
-        image.convert("RGB").save(folder / "images" / name, quality=95)
+        save_image(image.convert("RGB"), folder / "images" / name, quality=95)
 
 
 def _lens(camera: Cameras) -> dict[str, float]:
@@ -187,7 +203,7 @@ def _ngp_box(cameras: Cameras) -> dict:
 
 def write_video(path: str | os.PathLike, frames: Sequence[PIL.Image.Image], fps: float = 12.0) -> Path:
     """
-    Writes frames as a video.
+    Writes frames as a video, whole or not at all.
 
     Args:
         path (`str` or `Path`):
@@ -207,13 +223,13 @@ def write_video(path: str | os.PathLike, frames: Sequence[PIL.Image.Image], fps:
         raise ValueError("A video needs at least one frame.")
     if len({frame.size for frame in frames}) != 1:
         raise ValueError(f"The frames of a video must share one size, got {sorted({f.size for f in frames})}.")
+    if path.suffix not in VIDEO_SUFFIXES:
+        raise ValueError(f"A video file must end in one of {VIDEO_SUFFIXES}, got {path.name!r}.")
     if path.suffix == ".gif":
         first, *rest = frames
-        first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
-    elif path.suffix == ".mp4":
-        _write_mp4(path, frames, fps)
-    else:
-        raise ValueError(f"A video file must end in one of {VIDEO_SUFFIXES}, got {path.name!r}.")
+        return save_image(first, path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+    with written_whole(path) as part:
+        _write_mp4(part, frames, fps)
     return path
 
 
@@ -223,7 +239,7 @@ def _write_mp4(path: Path, frames: Sequence[PIL.Image.Image], fps: float) -> Non
     except ImportError as error:
         raise ImportError("MP4 needs PyAV: pip install 'kaleido-diffusers[video]'. GIF works without it.") from error
     width, height = (extent // 2 * 2 for extent in frames[0].size)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "16"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in frames:

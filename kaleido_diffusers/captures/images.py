@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -10,6 +11,7 @@ import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 
+from ..files import written_whole
 from ..geometry.cameras import Cameras
 
 
@@ -26,6 +28,7 @@ __all__ = [
     "load_mask",
     "open_image",
     "rotate_views",
+    "save_image",
     "tensor_to_image",
     "to_rgb",
     "upright_turns",
@@ -71,6 +74,10 @@ def load_mask(path: str | os.PathLike, like: str | os.PathLike | None = None) ->
     Opens a mask as 8-bit grey. Masks carry no EXIF rotation: that of the photo `like` is applied, if one is named.
 
     Raises [`CaptureError`] as [`load_image`] does.
+
+    Args:
+        path (`str` or `os.PathLike`): the mask.
+        like (`str` or `os.PathLike`, *optional*): the photo that it belongs to.
     """
     mask, turns = load_image(path, exif=False).convert("L"), 0
     if like is not None:
@@ -80,7 +87,12 @@ def load_mask(path: str | os.PathLike, like: str | os.PathLike | None = None) ->
 
 
 def open_image(path: str | os.PathLike | BinaryIO, name: str | None = None) -> PIL.Image.Image:
-    """Reads the header of an image, not its pixels; raises [`CaptureError`] as [`load_image`] does."""
+    """Reads the header of an image, not its pixels; raises [`CaptureError`] as [`load_image`] does.
+
+    Args:
+        path (`str` or `os.PathLike` or `BinaryIO`): file, or a stream of its bytes.
+        name (`str`, *optional*): what errors call it; the path when not given.
+    """
     name = name or path
     try:
         image = PIL.Image.open(path)
@@ -100,7 +112,11 @@ def open_image(path: str | os.PathLike | BinaryIO, name: str | None = None) -> P
 
 def upright_turns(image: PIL.Image.Image) -> int:
     """Quarter turns, counter-clockwise, that the EXIF orientation asks for. Raises [`CaptureError`] for a mirrored
-    photo: no camera sees that."""
+    photo: no camera sees that.
+
+    Args:
+        image (`PIL.Image.Image`): the photo.
+    """
     if image.format == "PNG" and "exif" not in image.info:
         return 0  # getexif() would decode the whole image, to look behind the pixels
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
@@ -112,7 +128,12 @@ def upright_turns(image: PIL.Image.Image) -> int:
 
 
 def to_rgb(image: PIL.Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> PIL.Image.Image:
-    """8-bit RGB of any PIL image; transparency is laid over `background`."""
+    """8-bit RGB of any PIL image; transparency is laid over `background`.
+
+    Args:
+        image (`PIL.Image.Image`): of any mode.
+        background (`tuple[int, int, int]`, defaults to `(255, 255, 255)`): RGB that transparency is laid over.
+    """
     if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey: PIL's own conversion clips it
         values = np.asarray(image).astype(np.int64)
         values = values if values.size and values.max() <= 255 and image.mode == "I" else values / 257
@@ -134,6 +155,12 @@ def as_image_tensor(
 
     Takes a path, a PIL image, an array `[H, W, 3]` or `[H, W]`, or a tensor `[3, H, W]` or `[1, H, W]`; arrays and
     tensors are uint8, or floating point in [0, 1]. Raises `ValueError` otherwise.
+
+    Args:
+        image (`Any`): path, PIL image, array or tensor.
+        name (`str`, defaults to `"images"`): what errors call it.
+        background (`tuple[int, int, int]`, defaults to `(255, 255, 255)`): RGB that transparency is laid over.
+        exif (`bool`, defaults to `True`): whether the EXIF rotation is applied.
     """
     if isinstance(image, (str, os.PathLike)):
         image = load_image(image, background, exif)
@@ -171,9 +198,31 @@ def as_image_tensor(
 
 
 def tensor_to_image(tensor: torch.Tensor) -> PIL.Image.Image:
-    """A tensor `[3, H, W]` in [0, 1] as a PIL image."""
+    """A tensor `[3, H, W]` in [0, 1] as a PIL image.
+
+    Args:
+        tensor (`torch.Tensor`): `[3, H, W]` in [0, 1].
+    """
     array = (tensor.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return PIL.Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+
+
+def save_image(image: PIL.Image.Image, path: str | os.PathLike, **options) -> Path:
+    """
+    Saves an image, whole or not at all; what was there before stays till then.
+
+    Args:
+        image (`PIL.Image.Image`): to save.
+        path (`str` or `Path`): its suffix says the format.
+        options: of `PIL.Image.Image.save`.
+
+    Returns:
+        `Path`: `path`.
+    """
+    path = Path(path)
+    with written_whole(path) as part:
+        image.save(part, PIL.Image.registered_extensions()[path.suffix.lower()], **options)
+    return path
 
 
 def crop_and_resize(
@@ -186,6 +235,12 @@ def crop_and_resize(
     Cuts `box` (top, left, height, width, in whole pixels) out of images and resizes it to `size` (height, width), and
     moves the cameras along. A box that reaches outside is padded with black. Bicubic, anti-aliased, clamped to the
     range of the input.
+
+    Args:
+        images (`torch.Tensor`): `[V, 3, H, W]`.
+        cameras ([`Cameras`], *optional*): theirs, `[V]`.
+        box (`tuple[int, int, int, int]`): (top, left, height, width) in whole pixels.
+        size (`tuple[int, int]`): (height, width) of the result.
     """
     top, left, height, width = box
     full_height, full_width = images.shape[-2:]
@@ -209,13 +264,26 @@ def fit_views(
     height: int,
     width: int,
 ) -> tuple[torch.Tensor, Cameras | None]:
-    """The largest centred crop of the aspect `width` / `height`, resized to it, with the cameras."""
+    """The largest centred crop of the aspect `width` / `height`, resized to it, with the cameras.
+
+    Args:
+        images (`torch.Tensor`): `[V, 3, H, W]`.
+        cameras ([`Cameras`], *optional*): theirs, `[V]`.
+        height (`int`): of the result, in pixels.
+        width (`int`): of the result, in pixels.
+    """
     box = center_box(images.shape[-2], images.shape[-1], height, width)
     return crop_and_resize(images, cameras, box, (height, width))
 
 
 def fit_cameras(cameras: Cameras, height: int, width: int) -> Cameras:
-    """What [`fit_views`] does to the cameras, without images; image sizes may differ."""
+    """What [`fit_views`] does to the cameras, without images; image sizes may differ.
+
+    Args:
+        cameras ([`Cameras`]): `[V]`.
+        height (`int`): of the result, in pixels.
+        width (`int`): of the result, in pixels.
+    """
     if not cameras.shape:
         full_height, full_width = cameras.image_sizes.tolist()
         return cameras.cropped(*center_box(full_height, full_width, height, width)).resized(height, width)
@@ -223,7 +291,14 @@ def fit_cameras(cameras: Cameras, height: int, width: int) -> Cameras:
 
 
 def center_box(full_height: int, full_width: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the largest centred box with the aspect `width` / `height`, in whole pixels."""
+    """(top, left, height, width) of the largest centred box with the aspect `width` / `height`, in whole pixels.
+
+    Args:
+        full_height (`int`): of the image, in pixels.
+        full_width (`int`): of the image, in pixels.
+        height (`int`): of the aspect.
+        width (`int`): of the aspect.
+    """
     scale = min(full_height / height, full_width / width)
     box_height, box_width = max(1, round(height * scale)), max(1, round(width * scale))
     return (full_height - box_height) // 2, (full_width - box_width) // 2, box_height, box_width
@@ -234,5 +309,11 @@ def rotate_views(
     cameras: Cameras | None,
     quarter_turns: int,
 ) -> tuple[torch.Tensor, Cameras | None]:
-    """Turns images counter-clockwise by quarter turns, and rolls the cameras along."""
+    """Turns images counter-clockwise by quarter turns, and rolls the cameras along.
+
+    Args:
+        images (`torch.Tensor`): `[V, 3, H, W]`.
+        cameras ([`Cameras`], *optional*): theirs, `[V]`.
+        quarter_turns (`int`): how many.
+    """
     return torch.rot90(images, quarter_turns, (-2, -1)), cameras and cameras.rolled(quarter_turns)

@@ -22,12 +22,17 @@ class Lens(Protocol):
     """Where a lens moves the points of the plane at depth 1."""
 
     def bend(self, points: torch.Tensor) -> torch.Tensor:
-        """Undistorted `[..., 2]` (x / z, y / z), float64, to distorted, likewise."""
+        """Undistorted `[..., 2]` (x / z, y / z), float64, to distorted, likewise.
+
+        Args:
+            points (`torch.Tensor`): undistorted `[..., 2]`, float64.
+        """
 
 
 @dataclass(frozen=True)
 class RadialTangentialLens:
-    """OpenCV's model of common lenses: radial `k1` to `k6` (the last three divide), tangential `p1`, `p2`."""
+    """OpenCV's model of common lenses: radial `k1`, `k2`, `k3`, and `k4`, `k5`, `k6`, which divide; tangential `p1`
+    and `p2`."""
 
     k1: float = 0.0
     k2: float = 0.0
@@ -39,7 +44,11 @@ class RadialTangentialLens:
     p2: float = 0.0
 
     def bend(self, points: torch.Tensor) -> torch.Tensor:
-        """See [`Lens`]."""
+        """See [`Lens`].
+
+        Args:
+            points (`torch.Tensor`): undistorted `[..., 2]`, float64.
+        """
         x, y = points.unbind(-1)
         square = x**2 + y**2
         radial = 1 + square * (self.k1 + square * (self.k2 + square * self.k3))
@@ -51,7 +60,8 @@ class RadialTangentialLens:
 
 @dataclass(frozen=True)
 class FisheyeLens:
-    """OpenCV's fisheye model: the distance from the centre is a polynomial in the angle from the axis."""
+    """OpenCV's fisheye model: the distance from the centre is a polynomial in the angle from the axis, with
+    coefficients `k1`, `k2`, `k3` and `k4`."""
 
     k1: float = 0.0
     k2: float = 0.0
@@ -59,7 +69,11 @@ class FisheyeLens:
     k4: float = 0.0
 
     def bend(self, points: torch.Tensor) -> torch.Tensor:
-        """See [`Lens`]."""
+        """See [`Lens`].
+
+        Args:
+            points (`torch.Tensor`): undistorted `[..., 2]`, float64.
+        """
         radius = torch.linalg.vector_norm(points, dim=-1, keepdim=True)
         angle = radius.atan()
         square = angle**2
@@ -95,7 +109,11 @@ class ColmapLens:
         object.__setattr__(self, "_camera", pycolmap.Camera(**options))
 
     def bend(self, points: torch.Tensor) -> torch.Tensor:
-        """See [`Lens`]."""
+        """See [`Lens`].
+
+        Args:
+            points (`torch.Tensor`): undistorted `[..., 2]`, float64.
+        """
         camera = self._camera
         flat = F.pad(points.reshape(-1, 2), (0, 1), value=1.0)
         pixels = torch.from_numpy(np.asarray(camera.img_from_cam(flat.numpy()), dtype=np.float64))
@@ -139,7 +157,12 @@ def undistort(image: torch.Tensor, camera: Cameras, lens: Lens) -> tuple[torch.T
 
 
 def undistorted_camera(camera: Cameras, lens: Lens) -> Cameras:
-    """The camera of the photo once its lens distortion is taken out, see [`undistort`]."""
+    """The camera of the photo once its lens distortion is taken out, see [`undistort`].
+
+    Args:
+        camera ([`Cameras`]): of the photo as it was taken.
+        lens (`Lens`): its distortion.
+    """
     height, width = camera.image_sizes.tolist()
     x, y = (torch.linspace(0, extent, _GRID, dtype=torch.float64) for extent in (width, height))
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)

@@ -127,7 +127,13 @@ class Scene:
         return len(self.images)
 
     def fitted(self, indices: Sequence[int], height: int, width: int) -> tuple[torch.Tensor, Cameras]:
-        """Some of the photos, cropped and resized: `[V, 3, height, width]` in [0, 1], and their cameras `[V]`."""
+        """Some of the photos, cropped and resized: `[V, 3, height, width]` in [0, 1], and their cameras `[V]`.
+
+        Args:
+            indices (`Sequence[int]`): numbers of the photos.
+            height (`int`): pixels.
+            width (`int`): pixels.
+        """
         indices = list(indices)
         cameras = fit_cameras(self.cameras[indices], height, width)
 

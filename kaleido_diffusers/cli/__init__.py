@@ -8,6 +8,7 @@ import tyro
 
 from .convert import Convert
 from .demo import Demo
+from .errors import plain, run_verb
 from .evaluate import Evaluate
 from .info import Info
 from .lora import Lora
@@ -37,23 +38,22 @@ VERBS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns its exit status. Bad input ends in one line on standard error and status 1.
+    """Runs one verb; returns its exit status. What goes wrong is said in one line on standard error, see [`run_verb`];
+    `--debug` among the words shows tracebacks.
 
     Args:
         arguments (`Sequence[str]`, *optional*):
             Words after `kaleido`; those of the process when not given.
     """
     warnings.showwarning = _show_warning
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words  # of every verb, and no setting of any
+    words = [word for word in words if word != "--debug"]
     command = tyro.extras.subcommand_cli_from_dict(
-        VERBS, prog="kaleido", description="Posed photos in, new views out.", args=arguments
+        VERBS, prog="kaleido", description="Posed photos in, new views out.", args=words
     )
-    try:
-        command.run()
-    except (ValueError, ImportError, OSError) as error:
-        print(f"kaleido: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_verb(command, debug)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    print(f"kaleido: warning: {message}", file=sys.stderr)
+    print(f"kaleido: warning: {plain(str(message))}", file=sys.stderr)

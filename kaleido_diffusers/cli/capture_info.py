@@ -7,8 +7,9 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from ..captures.images import CaptureError
-from ..captures.report import camera_picture, camera_scene_html, capture_summary
+from ..captures.pictures import camera_picture, camera_scene_html
 from ..captures.scene import Scene
+from ..captures.summary import capture_summary
 from .loading import CaptureOptions
 
 
@@ -17,7 +18,13 @@ __all__ = ["describe_capture"]
 
 def describe_capture(capture: str, options: CaptureOptions, output: Path) -> None:
     """Prints the summary of a capture and its warnings, and writes `<name>_cameras.png` and `<name>_cameras.html`. A
-    picture whose package is not installed is left out, and that is said."""
+    picture whose package is not installed is left out, and that is said.
+
+    Args:
+        capture (`str`): path, as a command takes it.
+        options (`CaptureOptions`): how it is read.
+        output (`Path`): folder of the pictures.
+    """
     scene = options.load(capture)
     summary = capture_summary(scene)
     print(summary.name)

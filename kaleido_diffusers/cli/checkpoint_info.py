@@ -28,7 +28,11 @@ PARTS = {  # of the transformer, by what their names have in them; the first tha
 
 def is_checkpoint(path: str) -> bool:
     """Whether a path is that of a checkpoint and not of a capture: `bundled`, a file of weights, or a folder that has
-    weights as training, diffusers or torch.distributed.checkpoint lay them out."""
+    weights as training, diffusers or torch.distributed.checkpoint lay them out.
+
+    Args:
+        path (`str`): as a command takes it.
+    """
     place = Path(resolve_checkpoint(path))
     if not place.is_dir():
         return is_weights_file(place)

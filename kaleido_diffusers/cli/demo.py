@@ -24,6 +24,8 @@ class Demo:
     """Address to listen on: this machine alone, unless it is another one (`0.0.0.0`: all)."""
     port: int = 7860
     """Port to listen on."""
+    allow_origin: tuple[str, ...] = ()
+    """Origins under which browsers know the page, such as `https://views.example.org` of a proxy in front of it."""
     limits: Annotated[Limits, tyro.conf.OmitArgPrefixes] = field(default_factory=Limits)
     """What visitors may ask."""
     device: str = "auto"
@@ -35,4 +37,4 @@ class Demo:
         from ..demo.server import serve
 
         load = partial(load_pipeline, device=self.device, dtype=self.dtype)
-        serve(load, self.checkpoint, self.host, self.port, self.limits)
+        serve(load, self.checkpoint, self.host, self.port, self.limits, self.allow_origin)

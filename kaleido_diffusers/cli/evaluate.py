@@ -11,9 +11,12 @@ import torch
 import tyro
 from tqdm.auto import tqdm
 
+from ..captures.images import save_image
 from ..evaluation.metrics import LPIPS
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate, synthetic_cases
 from ..evaluation.report import contact_sheet, markdown_table, plot_scores
+from ..files import write_text
+from .evaluate_protocol import ProtocolOptions, list_protocols, merge, run_protocol
 from .loading import CaptureOptions, load_pipeline
 
 
@@ -29,7 +32,7 @@ class Evaluate:
     a plane sweep; writes JSON, a table, a contact sheet and a plot."""
 
     data: Annotated[str, tyro.conf.Positional] = "test"
-    """`test` or `validation` (synthetic worlds), or the folder of a capture."""
+    """`test` or `validation` (synthetic worlds), the folder of a capture, or with --protocol that of a data set."""
     checkpoint: str = "bundled"
     """Folder or Hub id of a pipeline, `bundled`, or `none` for the baselines alone."""
     scenes: int = 200
@@ -40,8 +43,8 @@ class Evaluate:
     """How far the cameras of a synthetic world are apart, from 0 to 1."""
     max_solids: int = 6
     """Most solids in a synthetic world."""
-    references: tuple[int, ...] = (1, 2, 3, 6, 12)
-    """Numbers of references."""
+    references: tuple[int, ...] | None = None
+    """Numbers of references; 1, 2, 3, 6 and 12, or those of the protocol, when not given. 0 for all."""
     size: int | None = None
     """Height and width of the views; the model's own (or 64) when not given."""
     steps: int = 25
@@ -53,16 +56,30 @@ class Evaluate:
     capture: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
     """How a capture is read and split."""
     lpips: Path | None = None
-    """State dict of LPIPS (AlexNet, version 0.1); without it the perceptual distance is left out."""
+    """State dict of LPIPS (version 0.1, AlexNet or VGG); without it the perceptual distance is left out."""
+    published: Annotated[ProtocolOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=ProtocolOptions)
+    """A published protocol, instead of this project's own."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`."""
     output: Path = Path("runs/evaluation")
     """Folder for what is written."""
 
     def run(self) -> None:
+        if self.published.list_protocols:
+            return list_protocols()
+        if self.published.merge:
+            return merge(self.published.merge, self.output)
+        if self.published.protocol is not None:
+            call = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
+            call |= {"views_per_group": self.views_per_group}
+            where = (self.checkpoint, self.size, call, self.lpips, self.device, self.output)
+            return run_protocol(self.published, self.data, self.references, *where)
+        self._run_own(self.references or (1, 2, 3, 6, 12))
+
+    def _run_own(self, references: tuple[int, ...]) -> None:
         pipe = None if self.checkpoint == "none" else load_pipeline(self.checkpoint, self.device)
         size = self.size or (64 if pipe is None else pipe.default_sample_size)
-        most = max(self.references)
+        most = max(references)
         if self.data in ("test", "validation"):
             worlds = (self.scenes, size, self.level, self.data, most, self.spread, self.max_solids)
             cases, total = synthetic_cases(*worlds), self.scenes
@@ -70,7 +87,7 @@ class Evaluate:
             scene = self.capture.load(self.data)
             targets, rest = self.capture.split_of(scene)
             cases, total = [capture_case(scene, targets, size, size, most, rest)], 1
-            if min(self.references) > len(rest):
+            if min(references) > len(rest):
                 raise ValueError(f"--references: {scene.name} has {len(rest)} photos that may be references.")
         options = {"height": size, "width": size, "num_inference_steps": self.steps}
         options |= {"guidance_scale": self.guidance_scale, "views_per_group": self.views_per_group}
@@ -80,7 +97,7 @@ class Evaluate:
         result = evaluate(
             pipe,
             tqdm(cases, total=total, desc="scenes"),
-            self.references,
+            references,
             None if self.lpips is None else LPIPS(self.lpips),
             **options,
         )
@@ -94,13 +111,13 @@ class Evaluate:
         content |= {"by_distance": near_and_far, "scores": result.rows()}
         content = _without_nan(content)
         scores, table = self.output / "scores.json", self.output / "scores.md"
-        scores.write_text(json.dumps(content, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
+        write_text(scores, json.dumps(content, indent=1, allow_nan=False, default=str) + "\n")
         text = markdown_table(summary, COLUMNS)
         if near_and_far:
             columns = {"method": "", "distance": ".2f", "psnr": ".2f", "lpips": ".3f", "views": "d"}
             text += "\nBy the distance of the target from the nearest of 3 references:\n\n"
             text += markdown_table(near_and_far, columns)
-        table.write_text(text, encoding="utf-8")
+        write_text(table, text)
         print(text)
         written = [scores, table]
         try:
@@ -120,8 +137,7 @@ class Evaluate:
         rows = {f"reference {i + 1}": torch.stack([p["references"][i] for p in result.pictures]) for i in range(shown)}
         rows |= {name: torch.stack([picture[name][0] for picture in result.pictures]) for name in names}
         path = self.output / "sheet.png"
-        contact_sheet(torch.zeros(0, 3, 1, 1), rows).save(path)
-        return path
+        return save_image(contact_sheet(torch.zeros(0, 3, 1, 1), rows), path)
 
 
 def _without_nan(value):

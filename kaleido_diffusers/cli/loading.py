@@ -44,7 +44,11 @@ class CaptureOptions:
         return load_scene(folder, self.missing, **options)
 
     def split_of(self, scene: Scene) -> tuple[list[int], list[int]]:
-        """Views that are kept back, and those that may be references."""
+        """Views that are kept back, and those that may be references.
+
+        Args:
+            scene ([`Scene`]): the capture.
+        """
         arguments = (len(scene), scene.splits)
         test, train = (split_views(*arguments, split, self.test_every, self.split) for split in ("test", "train"))
         if not test or not train:

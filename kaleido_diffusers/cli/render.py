@@ -1,16 +1,21 @@
 """`kaleido render`: new views of a capture."""
 
-from collections.abc import Sequence
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import PIL.Image
 import torch
 import tyro
 from accelerate import PartialState
 
 from ..captures.export import write_capture, write_colmap, write_video
-from ..captures.images import fit_cameras, tensor_to_image
+from ..captures.images import fit_cameras, save_image, tensor_to_image
 from ..captures.readers.single_photo import is_photo, photo_scene
 from ..captures.scene import Scene
 from ..evaluation.baselines import nearest_reference
@@ -24,6 +29,37 @@ from .loading import CaptureOptions, load_pipeline, warn_of_fitted
 
 
 __all__ = ["Render"]
+
+
+class _Groups:
+    """Ctrl-C in a flight: the views that are being generated are finished, later ones are left out."""
+
+    def __init__(self):
+        self.is_interrupted = False
+
+    def note_interrupt(self, _number, _frame) -> None:
+        if self.is_interrupted or PartialState().num_processes > 1:
+            raise KeyboardInterrupt
+        self.is_interrupted = True
+        print("\nCtrl-C: finishing these views; once more to stop at once.", file=sys.stderr)
+
+    def note_step(self, pipe, step: int, _timestep, tensors: dict) -> dict:
+        if self.is_interrupted and (step + 1) % pipe.scheduler.timesteps.shape[0] == 0:
+            pipe._interrupt = True
+        return tensors
+
+
+@contextmanager
+def _interrupts_after_a_group() -> Iterator[_Groups]:
+    groups = _Groups()
+    if threading.current_thread() is not threading.main_thread():  # where signals do not arrive
+        yield groups
+        return
+    before = signal.signal(signal.SIGINT, groups.note_interrupt)
+    try:
+        yield groups
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass
@@ -155,7 +191,9 @@ class Render:
                 raise ValueError(f"--attention-backend {self.attention_backend!r}: {error}") from error
         return pipe
 
-    def _generate(self, pipe, scene: Scene, references: Sequence[int], cameras: Cameras) -> torch.Tensor:
+    def _generate(
+        self, pipe, scene: Scene, references: Sequence[int], cameras: Cameras, after_step=None
+    ) -> torch.Tensor:
         """Views `[M, 3, H, W]` in [0, 1]."""
         return pipe(
             scene.images[references],
@@ -172,6 +210,7 @@ class Render:
             share_groups=PartialState().num_processes > 1,
             generator=torch.Generator().manual_seed(self.seed),
             output_type="pt",
+            callback_on_step_end=after_step,
         ).images
 
     def _render_photos(self, pipe, scene: Scene, references, targets) -> list[Path]:
@@ -196,26 +235,35 @@ class Render:
         }
         captions = [f"{score:.1f} dB (nearest {base:.1f})" for score, base in zip(scores, baseline)]
         sheet = self.output / f"{scene.name}_sheet.png"
-        contact_sheet(given, rows, captions).save(sheet)
+        save_image(contact_sheet(given, rows, captions), sheet)
         folder = self.output / f"{scene.name}_views"
         folder.mkdir(exist_ok=True)
         views = [folder / f"{target:04d}.png" for target in targets]
         for path, view in zip(views, generated):
-            tensor_to_image(view).save(path)
+            save_image(tensor_to_image(view), path)
         return [sheet, *views]
 
     def _render_path(self, pipe, scene: Scene, references, path: Cameras) -> list[Path]:
-        views = self._generate(pipe, scene, references, path)
+        with _interrupts_after_a_group() as groups:
+            views = self._generate(pipe, scene, references, path, groups.note_step)
         if not PartialState().is_main_process:
             return []
         frames = [tensor_to_image(view) for view in views]
-        file = self.output / f"{scene.name}_{self.trajectory}.mp4"
+        if groups.is_interrupted:
+            # Views that were not reached are of one grey, which none is that was generated
+            frames = [frame for frame, view in zip(frames, views) if view.amin() < view.amax()]
+            file = self.output / f"{scene.name}_{self.trajectory}_interrupted.mp4"
+            kept = f"{len(frames)} of {len(views)} views are in {self._video(file, frames)}" if frames else "No view"
+            raise KeyboardInterrupt(f"{kept}; the same command starts anew.")
+        written = [self._video(self.output / f"{scene.name}_{self.trajectory}.mp4", frames)]
+        return written + ([] if self.export == "none" else [self._export(scene, references, frames, path)])
+
+    def _video(self, file: Path, frames: Sequence[PIL.Image.Image]) -> Path:
         try:
-            written = [write_video(file, frames, self.fps)]
+            return write_video(file, frames, self.fps)
         except ImportError as error:
             print(f"{error} Writing a GIF.")
-            written = [write_video(file.with_suffix(".gif"), frames, self.fps)]
-        return written + ([] if self.export == "none" else [self._export(scene, references, frames, path)])
+            return write_video(file.with_suffix(".gif"), frames, self.fps)
 
     def _export_folder(self, scene: Scene) -> Path:
         return self.output / f"{scene.name}_{self.trajectory}_{self.export}"

@@ -1,15 +1,15 @@
 """`kaleido shard`: renders worlds, or packs captures, into WebDataset shards."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..geometry.views import Views
 from ..models.latents import load_autoencoder
-from ..worlds.drawn import DRAWN_KINDS, WorldSource
-from ..worlds.samples import SceneSource
-from ..worlds.shards import encoded_samples, write_shards
-from ..worlds.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource
+from ..worlds.shard_writing import encoded_samples, write_shards
+from ..worlds.sources import SourceOptions, is_rendered, open_source
 
 
 __all__ = ["Shard"]
@@ -23,7 +23,7 @@ class Shard:
     output: Path
     """Folder for the shards."""
     data: tuple[str, ...] = ("mixed",)
-    """A kind of world, or folders of captures."""
+    """A kind of world, folders of captures, or shards."""
     assets: tuple[Path, ...] = ()
     """Folders of photos, meshes, scenes and panoramas that drawn worlds are made of."""
     arc: tuple[float, float] = (0.03, 1.2)
@@ -54,33 +54,29 @@ class Shard:
     """Where to render."""
 
     def run(self) -> None:
-        source = self._worlds()
-        if source is not None:
-            samples = (source[index] for index in tqdm(range(self.first, self.first + self.scenes), desc="worlds"))
-        else:
-            samples = (CaptureSource(path, self.size, self.split)[0] for path in tqdm(self.data, desc="captures"))
+        total = self.scenes if self.data[1:] == () and is_rendered(self.data[0]) else None
+        samples = tqdm(self._samples(), desc="scenes", total=total)
         if self.vae is not None:
             samples = encoded_samples(samples, load_autoencoder(self.vae).to(self.device))
         for path in write_shards(self.output, samples, self.scenes_per_shard, first=self.first):
             print(f"wrote {path}")
 
-    def _worlds(self) -> SceneSource | None:
-        """What to render; nothing when `data` names captures."""
-        if len(self.data) > 1:
-            return None
-        name, last = self.data[0], self.first + self.scenes
-        if name in DRAWN_KINDS:
-            return WorldSource(name, self.split, last, self.views, self.size, self.arc, self.assets, self.zoom)
-        if name not in SYNTHETIC_KINDS:
-            return None
-        return SyntheticSource(
-            *SYNTHETIC_KINDS[name],
-            self.split,
-            last,
-            self.views,
-            self.size,
-            self.spread,
-            self.max_solids,
-            self.samples,
-            self.device,
+    def _samples(self) -> Iterator[Views]:
+        """All scenes, the sources opened one after the other."""
+        options = SourceOptions(
+            size=self.size,
+            split=self.split,
+            scenes=self.first + self.scenes,
+            views=self.views,
+            spread=self.spread,
+            max_solids=self.max_solids,
+            samples=self.samples,
+            device=self.device,
+            assets=self.assets,
+            arc=self.arc,
+            zoom=self.zoom,
         )
+        for name in self.data:
+            source = open_source(name, options)
+            for index in range(self.first if is_rendered(name) else 0, len(source)):
+                yield source[index]

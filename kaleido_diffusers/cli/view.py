@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import tyro
 
 from ..bundled import checkpoint_for
-from ..viewer.page import LOOPBACK, MOST_REFERENCES, LiveScene, Viewer
+from ..viewer.live import MOST_REFERENCES, LiveScene
+from ..viewer.page import LOOPBACK, Viewer
 from .loading import CaptureOptions, load_pipeline, warn_of_fitted
 
 
@@ -42,6 +43,8 @@ class View:
     """Address to serve on. Others than loopback show the photos to whoever reaches them."""
     port: int = 8080
     """Port to serve on, or the next one that is free; 0 for any."""
+    allow_origin: tuple[str, ...] = ()
+    """Origins of further pages that may use the viewer, such as `https://views.example.org` of a proxy before it."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -57,7 +60,9 @@ class View:
         scene = self.capture_options.load(self.capture)
         pipe = load_pipeline(self._checkpoint(), self.device, self.dtype)
         live = LiveScene(pipe, scene, self.references, self.height, self.width, self.seed)
-        viewer = Viewer(live, self.output, self.host, self.port, self.steps, self.guidance_scale)
+        viewer = Viewer(
+            live, self.output, self.host, self.port, self.steps, self.guidance_scale, allow_origin=self.allow_origin
+        )
         if self.host not in LOOPBACK:
             warnings.warn(f"Whoever reaches {viewer.url} sees the photos of {scene.name}.", stacklevel=2)
         print(f"{scene.name}: {len(scene)} photos; references {live.references}")

@@ -18,9 +18,10 @@ from .sessions import Session, Sessions
 from .views import Plan, Result, Wish, generate, plan_views, write_files
 
 
-__all__ = ["AUTO", "DemoApp"]
+__all__ = ["AUTO", "WORK", "DemoApp"]
 
 AUTO = "auto"  # the checkpoint that is fitted to the sample capture for it, the other one for all else
+WORK = "work-"  # how folders begin that are removed when their work is done
 _SHOWN = 512  # pixels a side at least of what is compared: browsers would show it as small as it is
 
 
@@ -52,7 +53,11 @@ class DemoApp:
         self.pipeline(is_sample=True)  # says early what cannot be loaded
 
     def pipeline(self, is_sample: bool) -> KaleidoViewSynthesisPipeline:
-        """The pipeline for the sample capture, or for other ones; loaded when it is first asked for."""
+        """The pipeline for the sample capture, or for other ones; loaded when it is first asked for.
+
+        Args:
+            is_sample (`bool`): whether it is for the sample capture.
+        """
         name = self._checkpoint
         if name == AUTO:
             name = checkpoint_for(is_sample)
@@ -63,7 +68,11 @@ class DemoApp:
             return self._pipelines[name]
 
     def side(self, is_sample: bool) -> int:
-        """Pixels a side of the views."""
+        """Pixels a side of the views.
+
+        Args:
+            is_sample (`bool`): whether they are of the sample capture.
+        """
         return self.pipeline(is_sample).default_sample_size
 
     def expectation(self) -> str:
@@ -79,15 +88,27 @@ class DemoApp:
         )
 
     def begin(self, key: str) -> None:
-        """Makes room for new work of a visitor: ends what runs or waits."""
+        """Makes room for new work of a visitor: ends what runs or waits.
+
+        Args:
+            key (`str`): names the visitor.
+        """
         self.sessions[key].begin()
 
     def stop(self, key: str) -> None:
-        """Ends what runs or waits for a visitor."""
+        """Ends what runs or waits for a visitor.
+
+        Args:
+            key (`str`): names the visitor.
+        """
         self.sessions[key].cancelled.set()
 
     def load_sample(self, key: str) -> Capture:
-        """The sample capture, for a visitor."""
+        """The sample capture, for a visitor.
+
+        Args:
+            key (`str`): names the visitor.
+        """
         session = self.sessions[key]
         if self._sample is None:
             self._sample = load_sample(self.side(is_sample=True))
@@ -95,9 +116,14 @@ class DemoApp:
         return self._sample
 
     def load_files(self, key: str, files: Sequence[str]) -> Iterator[Progress]:
-        """What a visitor uploaded, as [`load_uploads`] does it."""
+        """What a visitor uploaded, as [`load_uploads`] does it.
+
+        Args:
+            key (`str`): names the visitor.
+            files (`Sequence[str]`): paths of what was uploaded.
+        """
         session = self.sessions[key]
-        work = self._folder / f"work-{secrets.token_hex(8)}"
+        work = self._folder / f"{WORK}{secrets.token_hex(8)}"
         with self._turn(session) as cancelled:
             try:
                 work.mkdir()
@@ -111,12 +137,22 @@ class DemoApp:
                 shutil.rmtree(work, ignore_errors=True)
 
     def preview(self, key: str, wish: Wish) -> tuple[Capture, Plan] | None:
-        """The capture of a visitor, and what would be generated; nothing where no capture was loaded."""
+        """The capture of a visitor, and what would be generated; nothing where no capture was loaded.
+
+        Args:
+            key (`str`): names the visitor.
+            wish (`Wish`): what the visitor asks for.
+        """
         capture = self.sessions[key].capture
         return None if capture is None else (capture, plan_views(capture, wish, self.limits))
 
     def generate(self, key: str, wish: Wish) -> Iterator[Progress]:
-        """Generates what a visitor wishes; `news` is the [`Result`] so far."""
+        """Generates what a visitor wishes; `news` is the [`Result`] so far.
+
+        Args:
+            key (`str`): names the visitor.
+            wish (`Wish`): what the visitor asks for.
+        """
         session = self.sessions[key]
         capture = session.capture
         if capture is None:
@@ -133,12 +169,23 @@ class DemoApp:
                 yield progress
 
     def files(self, key: str, folder: Path) -> list[Path]:
-        """The views of a visitor as files in `folder`, under a name that cannot be guessed; none without views."""
+        """The views of a visitor as files in `folder`, under a name that cannot be guessed; none without views.
+
+        Args:
+            key (`str`): names the visitor.
+            folder (`Path`): where they go.
+        """
         result = self.sessions[key].result
         return write_files(result, folder / secrets.token_hex(16)) if result and result.views else []
 
     def compare(self, key: str, view: int, with_truth: bool) -> tuple[PIL.Image.Image, PIL.Image.Image, str] | None:
-        """A view (counted from 1), a photo to hold it against, and what that is; nothing where there is no view."""
+        """A view (counted from 1), a photo to hold it against, and what that is; nothing where there is no view.
+
+        Args:
+            key (`str`): names the visitor.
+            view (`int`): its number, from 1.
+            with_truth (`bool`): whether the photo from its place is wanted, where there is one.
+        """
         result: Result | None = self.sessions[key].result
         if not result or not result.views:
             return None

@@ -12,14 +12,15 @@ import torch
 
 from ..bundled import sample_capture
 from ..captures.images import CaptureError, load_image, open_image
+from ..captures.pictures import points_near
 from ..captures.posing.reconstruction import find_photos
 from ..captures.readers import READERS, load_scene
 from ..captures.readers.assembly import IMAGE_SUFFIXES, printable
 from ..captures.readers.single_photo import photo_scene
-from ..captures.report import points_near
 from ..captures.scene import Scene
 from ..geometry.cameras import Cameras
 from ..geometry.choosing import split_views
+from ..geometry.views import ViewGeometry, Views
 from ..pipelines.inputs import DEFAULT_FOV
 from .limits import Limits, Progress, Stopped
 from .posing import pose_photos
@@ -41,8 +42,7 @@ class Capture:
 
     Attributes:
         name (`str`): what to call it.
-        pixels (`torch.Tensor` of shape `[V, 3, size, size]`, uint8): the photos, cropped square.
-        cameras (`Cameras` of shape `[V]`): theirs.
+        views (`Views` of shape `[V]`): the photos, uint8, cropped square, and where they were taken.
         held_out (`list[int]`): photos to compare with, which are no references then.
         points (`torch.Tensor` of shape `[P, 3]`, *optional*): sparse points.
         notes (`list[str]`): what a visitor should know, a sentence each.
@@ -50,19 +50,35 @@ class Capture:
     """
 
     name: str
-    pixels: torch.Tensor
-    cameras: Cameras
+    views: Views
     held_out: list[int]
     points: torch.Tensor | None = None
     notes: tuple[str, ...] = ()
     is_sample: bool = False
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.views)
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """The photos, `[V, 3, size, size]`, uint8."""
+        return self.views.pixels
+
+    @property
+    def cameras(self) -> Cameras:
+        """Cameras of the photos."""
+        return self.views.cameras
 
 
 def small_capture(scene: Scene, size: int, notes: Sequence[str] = (), is_sample: bool = False) -> Capture:
-    """A scene as the app keeps it, its photos `size` pixels wide and high."""
+    """A scene as the app keeps it, its photos `size` pixels wide and high.
+
+    Args:
+        scene ([`Scene`]): the capture.
+        size (`int`): pixels a side.
+        notes (`Sequence[str]`, defaults to `()`): what the visitor should know of it.
+        is_sample (`bool`, defaults to `False`): whether it is the capture that ships with the package.
+    """
     fitted, cameras = scene.fitted(range(len(scene)), size, size)
     views = [split_views(len(scene), scene.splits, split) for split in ("test", "train")]
     points = None
@@ -70,8 +86,7 @@ def small_capture(scene: Scene, size: int, notes: Sequence[str] = (), is_sample:
         points = points_near(scene.points[:: -(-len(scene.points) // _POINTS)].to(cameras.centers), cameras.centers)
     return Capture(
         name=scene.name,
-        pixels=(fitted * 255).round().to(torch.uint8),
-        cameras=cameras,
+        views=Views.seen((fitted * 255).round().to(torch.uint8), ViewGeometry.of(cameras)),
         held_out=views[0] if all(views) else [],
         points=points,
         notes=tuple(notes),
@@ -80,7 +95,11 @@ def small_capture(scene: Scene, size: int, notes: Sequence[str] = (), is_sample:
 
 
 def load_sample(size: int) -> Capture:
-    """The capture that ships with the package."""
+    """The capture that ships with the package.
+
+    Args:
+        size (`int`): pixels a side.
+    """
     return replace(small_capture(load_scene(sample_capture()), size, is_sample=True), name="Sample capture")
 
 
@@ -148,7 +167,13 @@ def _load(files: list[Path], folder: Path, size: int, limits: Limits, cancelled)
 
 def unpack(file: Path, folder: Path, limits: Limits) -> None:
     """Unpacks what a capture is made of, and nothing else; raises `ValueError` for names that lead out of the folder,
-    links, and zips that hold more than is allowed, whatever they claim."""
+    links, and zips that hold more than is allowed, whatever they claim.
+
+    Args:
+        file (`Path`): the zip.
+        folder (`Path`): where its content goes.
+        limits (`Limits`): what is allowed.
+    """
     budget = limits.upload_mb * 1_000_000
     try:
         with zipfile.ZipFile(file) as archive:

@@ -43,7 +43,11 @@ class Limits:
                 raise ValueError(f"`{name}` must be positive, got {value}.")
 
     def sentence(self, size: int) -> str:
-        """What visitors are told, given the side of the views in pixels."""
+        """What visitors are told, given the side of the views in pixels.
+
+        Args:
+            size (`int`): pixels a side of the views.
+        """
         return (
             f"At most {self.photos} photos of {self.megapixels:g} megapixels, {self.upload_mb} MB together;"
             f" {self.references} references, {self.views} views of {size} x {size} pixels, {self.steps} steps. One"
@@ -54,8 +58,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far along work is: `done` of `total`, and a sentence that says what is being done. `news` is what there is
-    to show of it, if anything."""
+    """How far along work is: `done` of `total`, and a sentence, `text`, that says what is being done. `news` is what
+    there is to show of it, if anything."""
 
     text: str
     done: int = 0

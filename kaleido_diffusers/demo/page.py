@@ -49,6 +49,13 @@ def _problem(error: Exception) -> gr.Error:
     return gr.Error(html.escape(str(error)), duration=15, title="That did not work", print_exception=False)
 
 
+def _for_visitors(error: Exception) -> ValueError:
+    """What may be told of an error: of the disk of the server, that it is full, and no names of its folders."""
+    if isinstance(error, ValueError):
+        return error
+    return ValueError("This server has no room on its disk at the moment: try again later.")
+
+
 def _cache() -> Path:
     return Path(os.environ["GRADIO_TEMP_DIR"])
 
@@ -206,7 +213,8 @@ class _Page:
                 yield {self.status: status(progress)} if progress.news is None else self._loaded(progress.news)
             if progress.news is None:
                 yield self._idle(request)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
+            error = _for_visitors(error)
             yield {self.status: sentence(str(error), is_problem=True), **self._idle(request)}
             raise _problem(error) from error
 
@@ -253,7 +261,8 @@ class _Page:
                     update[self.gallery] = list(zip(pictures, names))
                 yield update
             yield {**self._idle(request), **self._done(key, result)}
-        except ValueError as error:
+        except (ValueError, OSError) as error:
+            error = _for_visitors(error)
             yield {self.status: sentence(str(error), is_problem=True), **self._idle(request)}
             raise _problem(error) from error
 

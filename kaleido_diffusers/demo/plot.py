@@ -6,8 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..captures.report import FRUSTUM_EDGES, frustum_corners, frustum_size, upright_axes
+from ..captures.pictures import FRUSTUM_EDGES, frustum_corners, frustum_size, upright_axes
 from ..geometry.cameras import Cameras
+from ..web.texts import as_markdown
 from .captures import Capture
 from .views import Plan
 
@@ -51,15 +52,18 @@ def space_figure(capture: Capture, plan: Plan | None = None):
 
 
 def describe(capture: Capture, plan: Plan) -> str:
-    """What the picture shows, for those who cannot see it."""
+    """What the picture shows, for those who cannot see it.
+
+    Args:
+        capture (`Capture`): the capture of the visitor.
+        plan (`Plan`): cameras and references.
+    """
     count = len(plan.targets)
     shown = "one view" if count == 1 else f"{count} views"
     also = " The true photos are known." if plan.truths else ""
     numbers = ", ".join(str(photo + 1) for photo in plan.references)
-    return (
-        f"{capture.name}, {len(capture)} photo{'s' * (len(capture) != 1)}. Blue: references ({numbers}). Orange:"
-        f" {shown} to generate.{also}"
-    )
+    photos = f"{len(capture)} photo{'s' * (len(capture) != 1)}"
+    return f"{as_markdown(capture.name)}, {photos}. Blue: references ({numbers}). Orange: {shown} to generate.{also}"
 
 
 def _layout(traces: list) -> dict:

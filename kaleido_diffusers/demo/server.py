@@ -1,74 +1,235 @@
 """Serving the page: in a folder of its own, to browsers that are told to ask nobody else."""
 
+import base64
+import hashlib
+import json
 import os
+import re
+import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
-from .app import AUTO, DemoApp
+from ..web.origins import OriginRule
+from .app import AUTO, WORK, DemoApp
 from .limits import Limits
 from .texts import SCRIPT, STYLE
 
 
-__all__ = ["Guard", "serve"]
+__all__ = ["Guard", "serve", "sweep"]
 
 _FONTS = ("system-ui", "sans-serif")
 _POLICY = (  # what a page of ours may load, and from where: from here alone
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' data: blob:; object-src 'none'"
+    # Gradio writes its settings into the page as scripts, which are let in one by one by their digests. It sets styles
+    # in attributes and plotly by script, which only `unsafe-inline` lets in; both draw with blobs.
+    "default-src 'self' data: blob:; script-src 'self' blob:{scripts}; style-src 'self' 'unsafe-inline';"
+    " connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
 )
+_SCRIPTS = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE)
+_BODY_MB = 1  # of what is not an upload: the settings of a request take a few kilobytes
+_ROOM_MB = 20  # that the disk must keep free beyond an upload
+_STALE_SECONDS = 120  # after which what an upload has written last is taken for broken off
+_SESSION = re.compile(r"[\w-]{1,64}")
 
 
 class Guard:
     """
-    ASGI middleware around Gradio's routes: forbids browsers to load anything from elsewhere, refuses to fetch or pass
-    on what lies elsewhere, and uploads that are larger than allowed or that the disk has no room for.
+    ASGI middleware around Gradio's routes: answers the pages of allowed origins alone, forbids browsers to load
+    anything from elsewhere, refuses to fetch or pass on what lies elsewhere, bodies that are larger than allowed,
+    uploads that the disk has no room for, and requests that Gradio would fail at.
 
     Args:
         app (`Callable`): the ASGI application.
         folder (`Path`): where uploads and results lie.
         limits (`Limits`): what is allowed.
+        rule (`OriginRule`): whose requests are answered.
+        functions (`Collection[int]`): numbers of the functions that the page has.
     """
 
-    def __init__(self, app: Callable, folder: Path, limits: Limits):
-        self.app, self.folder, self.limits = app, folder, limits
+    def __init__(self, app: Callable, folder: Path, limits: Limits, rule: OriginRule, functions: Collection[int]):
+        self.app, self.folder, self.limits, self.rule, self.functions = app, folder, limits, rule, functions
+        self._uploading = 0
+        from starlette.requests import ClientDisconnect
+
+        self._gone = ClientDisconnect
 
     async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
+        """Answers a request, as ASGI has it: its `scope`, and how to `receive` and `send` messages."""
+        if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         refusal = self._refusal(scope)
+        is_upload = _is_upload(scope)
+        if refusal is None and scope["type"] == "http" and scope["method"] in ("POST", "PUT", "PATCH"):
+            most = self.limits.upload_mb * 1_000_000 + 100_000 if is_upload else _BODY_MB * 1_000_000
+            if not is_upload:
+                receive, refusal = await self._checked_body(receive, most)
         if refusal is not None:
-            code, text = refusal
-            headers = [(b"content-type", b"text/plain; charset=utf-8")]
-            await send({"type": "http.response.start", "status": code, "headers": headers})
-            return await send({"type": "http.response.body", "body": text.encode()})
+            return await _refuse(send, *refusal)
+        self._uploading += is_upload
+        try:
+            return await self.app(scope, receive, _Answer(send))
+        except self._gone:
+            return None  # nobody is there to hear of it, and it is no fault of ours
+        finally:
+            self._uploading -= is_upload
+            if is_upload and not self._uploading:
+                self._remove_broken_uploads()
 
-        async def guarded(message) -> None:
-            if message["type"] == "http.response.start":
-                extra = [(b"content-security-policy", _POLICY.encode()), (b"x-content-type-options", b"nosniff")]
-                extra += [(b"referrer-policy", b"no-referrer")]
-                message = {**message, "headers": [*message.get("headers", ()), *extra]}
-            await send(message)
+    async def _checked_body(self, receive, most: int) -> tuple[Callable, tuple[int, str] | None]:
+        """The body to be received again, and what is wrong with it."""
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                break
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+            if len(body) > most:
+                return receive, (413, f"A request may hold {most // 1_000_000} MB.")
+        given = [{"type": "http.request", "body": body, "more_body": False}]
 
-        return await self.app(scope, receive, guarded)
+        async def again():
+            return given.pop() if given else await receive()
+
+        return again, self._wrong_with(body)
+
+    def _wrong_with(self, body: bytes) -> tuple[int, str] | None:
+        try:
+            content = json.loads(body) if body else {}
+        except (ValueError, RecursionError):
+            return 400, "The body of a request must be JSON."
+        if not isinstance(content, dict):
+            return None
+        if "session_hash" in content and not _SESSION.fullmatch(str(content["session_hash"])):
+            return 422, "`session_hash` must be the name of a page: letters and digits."
+        if content.get("fn_index") is not None and content["fn_index"] not in self.functions:
+            return 404, "There is no such function."
+        if any(re.match(r"\s*([a-z][a-z0-9+.-]*:|//)", path, re.IGNORECASE) for path in _paths(content)):
+            return 403, "Files are taken from uploads alone: this app fetches nothing from elsewhere."
+        return None
+
+    def _remove_broken_uploads(self) -> None:
+        """Gradio moves what has arrived to a folder of its own; what is left at the place where it arrives was broken
+        off."""
+        for file in self.folder.glob("gradio/tmp*"):
+            if file.is_file():
+                file.unlink(missing_ok=True)
 
     def _refusal(self, scope) -> tuple[int, str] | None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        foreign = self.rule.refusal(headers.get(b"host"), headers.get(b"origin"))
+        if foreign is not None:
+            return 403, foreign
         path = unquote(scope["path"])
         if "/proxy=" in path or "/file=http" in path.lower():
             return 403, "This app fetches nothing from elsewhere."
-        if scope["method"] != "POST" or not path.rstrip("/").endswith("/upload"):
-            return None
-        size = dict(scope["headers"]).get(b"content-length", b"")
+        size = headers.get(b"content-length", "")
+        if not _is_upload(scope):
+            too_large = size.isdigit() and int(size) > _BODY_MB * 1_000_000
+            return (413, f"A request may hold {_BODY_MB} MB.") if too_large else None
         if not size.isdigit():
             return 411, "An upload must say how large it is."
         if int(size) > self.limits.upload_mb * 1_000_000 + 100_000:  # with what the form adds
             return 413, f"At most {self.limits.upload_mb} MB can be uploaded at once."
         stored = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
-        if stored + int(size) > self.limits.stored_mb * 1_000_000:
-            return 503, "There is no room for uploads at the moment: try again later."
+        free = shutil.disk_usage(self.folder).free - _ROOM_MB * 1_000_000
+        if stored + int(size) > self.limits.stored_mb * 1_000_000 or int(size) > free:
+            minutes = max(1, round(self.limits.keep_minutes))
+            return 503, f"There is no room for uploads at the moment: try again in {minutes} minutes at the latest."
         return None
+
+
+def _is_upload(scope) -> bool:
+    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload")
+
+
+def _paths(content) -> Iterator[str]:
+    """All entries called `path`, which is where Gradio looks for files."""
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if isinstance(value.get("path"), str):
+                yield value["path"]
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+
+
+async def _refuse(send, code: int, text: str) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    if code == 503:
+        headers.append((b"retry-after", b"60"))
+    await send({"type": "http.response.start", "status": code, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
+class _Answer:
+    """Sends an answer on with the headers of a guarded page. HTML is held back till it is complete: the policy names
+    its scripts."""
+
+    def __init__(self, send: Callable):
+        self._send, self._start, self._html = send, None, b""
+
+    async def __call__(self, message) -> None:
+        if message["type"] == "http.response.start":
+            kind = dict(message.get("headers", ())).get(b"content-type", b"")
+            if kind.startswith(b"text/html"):
+                self._start = message
+                return
+            message = _with_headers(message, b"")
+        elif message["type"] == "http.response.body" and self._start is not None:
+            self._html += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            await self._send(_with_headers(self._start, self._html))
+            message = {**message, "body": self._html}
+        await self._send(message)
+
+
+def _with_headers(message: dict, html: bytes) -> dict:
+    digests = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPTS.findall(html)]
+    policy = _POLICY.format(scripts="".join(f" 'sha256-{digest}'" for digest in digests))
+    extra = [(b"content-security-policy", policy.encode()), (b"x-content-type-options", b"nosniff")]
+    extra += [(b"referrer-policy", b"no-referrer")]
+    return {**message, "headers": [*message.get("headers", ()), *extra]}
+
+
+def sweep(folder: Path, seconds: float, now: float | None = None) -> None:
+    """
+    Deletes what lies in a folder for too long, of whoever it is: uploads, pictures and results. Uploads that were
+    broken off go sooner.
+
+    Args:
+        folder (`Path`): of the app.
+        seconds (`float`): how long files are kept.
+        now (`float`, *optional*): the time, in seconds since the epoch.
+    """
+    now = time.time() if now is None else now
+    for path in sorted(folder.rglob("*"), reverse=True):  # files before the folders that hold them
+        if path.relative_to(folder).parts[0].startswith(WORK):
+            continue  # goes when the work is done
+        try:
+            is_part = path.parent == folder / "gradio" and path.name.startswith("tmp")
+            age = now - path.stat().st_mtime
+            if path.is_dir():
+                if age > seconds and path.parent != folder:
+                    path.rmdir()
+            elif age > (min(_STALE_SECONDS, seconds) if is_part else seconds):
+                path.unlink()
+        except OSError:  # somebody else was faster, or the folder is not empty
+            continue
+
+
+def _keep_swept(folder: Path, app: DemoApp, ended: threading.Event) -> None:
+    seconds = 60 * app.limits.keep_minutes
+    while not ended.wait(max(1.0, min(60.0, seconds / 4))):
+        sweep(folder, seconds)
+        app.sessions.sweep()
 
 
 def serve(
@@ -77,6 +238,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     limits: Limits | None = None,
+    allow_origin: Sequence[str] = (),
 ) -> None:
     """
     Serves the page until it is interrupted. Needs `pip install kaleido-diffusers[demo]`.
@@ -87,7 +249,9 @@ def serve(
         host (`str`, defaults to `"127.0.0.1"`): address to listen on; `0.0.0.0` for all.
         port (`int`, defaults to 7860): port to listen on.
         limits (`Limits`, *optional*): what visitors may ask.
+        allow_origin (`Sequence[str]`): origins under which browsers know the page, see [`OriginRule`].
     """
+    rule = OriginRule(allow_origin)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder is removed then, too
     limits = limits or Limits()
@@ -104,7 +268,10 @@ def serve(
             raise ImportError("The app needs Gradio and plotly: pip install 'kaleido-diffusers[demo]'.") from error
         from .page import build_page
 
-        page = build_page(DemoApp(load, Path(root), checkpoint, limits))
+        app, ended = DemoApp(load, Path(root), checkpoint, limits), threading.Event()
+        page = build_page(app)
+        guard = Middleware(Guard, folder=Path(root), limits=limits, rule=rule, functions=frozenset(page.fns))
+        threading.Thread(target=_keep_swept, args=(Path(root), app, ended), daemon=True).start()
         page.launch(
             prevent_thread_lock=True,
             server_name=host,
@@ -122,7 +289,10 @@ def serve(
             theme=gr.themes.Default(font=_FONTS, font_mono=("ui-monospace", "monospace")),
             css=STYLE,
             head=SCRIPT,
-            app_kwargs={"middleware": [Middleware(Guard, folder=Path(root), limits=limits)], "docs_url": None},
+            app_kwargs={"middleware": [guard], "docs_url": None},
         )
         print(f"serving on http://{host}:{port} (Ctrl-C ends it)", flush=True)
-        page.block_thread()
+        try:
+            page.block_thread()
+        finally:
+            ended.set()

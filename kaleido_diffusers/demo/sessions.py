@@ -67,7 +67,11 @@ class Sessions:
             return session
 
     def drop(self, key: str) -> None:
-        """Forgets a visitor, and stops what runs for them."""
+        """Forgets a visitor, and stops what runs for them.
+
+        Args:
+            key (`str`): names the visitor.
+        """
         with self._lock:
             session = self._sessions.pop(key, None)
         if session is not None:

@@ -65,7 +65,11 @@ new MutationObserver(kaleidoNames).observe(document, {subtree: true, childList: 
 
 
 def status(progress: Progress) -> str:
-    """A line and a bar that say how far along work is, read aloud by screen readers as they change."""
+    """A line and a bar that say how far along work is, read aloud by screen readers as they change.
+
+    Args:
+        progress (`Progress`): how far work is.
+    """
     text = html.escape(progress.text)
     line = f'<p class="sentence" role="status" aria-live="polite">{text}</p>'
     if not progress.total:
@@ -75,13 +79,24 @@ def status(progress: Progress) -> str:
 
 
 def sentence(text: str, is_problem: bool = False) -> str:
-    """A sentence for the visitor."""
+    """A sentence for the visitor.
+
+    Args:
+        text (`str`): what it says.
+        is_problem (`bool`, defaults to `False`): whether it tells of something that went wrong.
+    """
     role, kind = ("alert", "sentence problem") if is_problem else ("status", "sentence")
     return f'<p class="{kind}" role="{role}">{html.escape(text)}</p>'
 
 
 def footer(limits: Limits, side: int, expectation: str) -> str:
-    """What to expect, and what is allowed."""
+    """What to expect, and what is allowed.
+
+    Args:
+        limits (`Limits`): what is allowed.
+        side (`int`): pixels a side of the views.
+        expectation (`str`): what kind of pictures to expect.
+    """
     private = "Nothing is sent elsewhere, and nothing is counted."
     return (
         f'<div class="footer"><p><strong>What to expect.</strong> {html.escape(expectation)}</p>'

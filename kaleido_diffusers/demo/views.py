@@ -71,7 +71,11 @@ class Wish:
     seed: int = 0
 
     def check(self, limits: Limits) -> None:
-        """Raises `ValueError` for what is not allowed: a page's sliders bind only those who use the page."""
+        """Raises `ValueError` for what is not allowed: a page's sliders bind only those who use the page.
+
+        Args:
+            limits (`Limits`): what is allowed.
+        """
         if self.path not in PATHS:
             raise ValueError(f"There is no path called {self.path!r}: choose one of {', '.join(PATHS)}.")
         bounds = {
@@ -106,14 +110,19 @@ class Plan:
     truths: list[int]
 
     def nearest(self, capture: Capture) -> list[int]:
-        """For each target the reference nearest in place and direction."""
+        """For each target the reference nearest in place and direction.
+
+        Args:
+            capture (`Capture`): the capture of the visitor.
+        """
         nearest = reference_distances(capture.cameras[self.references], self.targets).argmin(-1)
         return [self.references[place] for place in nearest.tolist()]
 
 
 @dataclass(frozen=True)
 class Result:
-    """Views of a plan, as many as were finished, and the photos to hold them against."""
+    """The `views` of a `plan` of a `capture`, as many as were finished, and for each the number of the photo to hold
+    it against, the `nearest`."""
 
     capture: Capture
     plan: Plan
@@ -122,7 +131,13 @@ class Result:
 
 
 def plan_views(capture: Capture, wish: Wish, limits: Limits) -> Plan:
-    """The cameras and the references of a wish; raises `ValueError` for one that cannot be met."""
+    """The cameras and the references of a wish; raises `ValueError` for one that cannot be met.
+
+    Args:
+        capture (`Capture`): the capture of the visitor.
+        wish (`Wish`): what the visitor asks for.
+        limits (`Limits`): what is allowed.
+    """
     wish.check(limits)
     photos, truths = list(range(len(capture))), []
     if wish.path == HELD_OUT:
@@ -171,6 +186,13 @@ def generate(
     """
     Generates the views of a plan. What is yielded names group and step; after each group, and at the end, its `news`
     is the [`Result`] so far. Setting `cancelled` ends it after the step that is being computed.
+
+    Args:
+        pipe (`KaleidoViewSynthesisPipeline`): what generates.
+        capture (`Capture`): the capture of the visitor.
+        plan (`Plan`): cameras and references.
+        wish (`Wish`): what the visitor asks for.
+        cancelled (`threading.Event`): set by who wants it to end.
     """
     groups = -(-len(plan.targets) // GROUP)
     result = Result(capture, plan, [], plan.nearest(capture))
@@ -212,7 +234,12 @@ def generate(
 
 
 def write_files(result: Result, folder: Path) -> list[Path]:
-    """Writes views as MP4, as GIF, and with their references as a capture folder in a zip."""
+    """Writes views as MP4, as GIF, and with their references as a capture folder in a zip.
+
+    Args:
+        result (`Result`): the views.
+        folder (`Path`): where the files go.
+    """
     folder.mkdir(parents=True)
     files = [write_video(folder / f"kaleido{suffix}", result.views, _FPS) for suffix in (".mp4", ".gif")]
     references = result.plan.references

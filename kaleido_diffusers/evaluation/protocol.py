@@ -1,15 +1,15 @@
 """How a model is scored: which views it gets, which it must make, and against what it is held."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
 from ..captures.scene import Scene
 from ..geometry.cameras import Cameras, scene_frame, view_distances
 from ..geometry.choosing import reference_order
+from ..geometry.views import ViewGeometry, Views
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
-from ..worlds.samples import SceneSample
 from ..worlds.sources import SyntheticSource
 from .baselines import nearest_reference, plane_sweep, reference_distances
 from .metrics import LPIPS, consistency, gradient_energy, psnr, ssim
@@ -25,42 +25,50 @@ class EvaluationCase:
 
     Attributes:
         name (`str`): of the scene.
-        images (`torch.Tensor` of shape `[R + M, 3, H, W]`): in [0, 1]; references in the order in which they are
-            given to the model, then targets.
-        cameras (`Cameras` of shape `[R + M]`): theirs.
+        views (`Views` of shape `[R + M]`): pixels in [0, 1]; references in the order in which they are given to the
+            model, then targets.
         num_targets (`int`): M. Targets that follow each other are neighbours.
     """
 
     name: str
-    images: torch.Tensor
-    cameras: Cameras
+    views: Views
     num_targets: int
+
+    @property
+    def images(self) -> torch.Tensor:
+        """Pixels in [0, 1], `[R + M, 3, H, W]`."""
+        return self.views.pixels
+
+    @property
+    def cameras(self) -> Cameras:
+        """Cameras of the views."""
+        return self.views.cameras
 
 
 @dataclass
 class Score:
     """Scores of one generated view; `NaN` where a score was not taken."""
 
-    method: str
-    scene: str
-    target: int
-    num_references: int
-    distance: float
-    psnr: float
-    ssim: float
-    lpips: float
-    gradient: float
-    true_gradient: float
-    consistency: float
-    true_consistency: float
+    method: str  # what made it
+    scene: str  # name of the case
+    target: int  # number of the target in it
+    num_references: int  # it was made from
+    distance: float  # from the nearest of them, see `view_distances`
+    psnr: float  # dB
+    ssim: float  # structural similarity
+    lpips: float  # perceptual distance
+    gradient: float  # `gradient_energy` of the view
+    true_gradient: float  # and of the truth
+    consistency: float  # with the other target, see `cross_view_consistency`
+    true_consistency: float  # of the truths
 
 
 @dataclass
 class EvaluationResult:
     """All scores, and the pictures of some scenes."""
 
-    scores: list[Score] = field(default_factory=list)
-    pictures: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)  # one for each method, target and number of references
+    pictures: list[dict[str, torch.Tensor]] = field(default_factory=list)  # by method, `[M, 3, H, W]`
 
     def rows(self) -> list[dict]:
         """Every score as a plain dictionary."""
@@ -75,7 +83,12 @@ class EvaluationResult:
         return [{"method": key[0], "references": key[1], **_means(scores)} for key, scores in groups.items()]
 
     def by_distance(self, num_references: int = 3, bins: int = 4) -> list[dict]:
-        """Means for each method by the distance from target to nearest reference, in equally full bins."""
+        """Means for each method by the distance from target to nearest reference, in equally full bins.
+
+        Args:
+            num_references (`int`, defaults to `3`): of the scores that are taken.
+            bins (`int`, defaults to `4`): how many.
+        """
         chosen = [score for score in self.scores if score.num_references == num_references]
         if not chosen:
             return []
@@ -116,7 +129,17 @@ def synthetic_cases(
     max_solids: int = 6,
 ) -> Iterator[EvaluationCase]:
     """Scenes of a split of the synthetic worlds (see [`SyntheticSource`] for what sets them apart): 24 views each, of
-    which one and its nearest neighbour are the targets and the first of the others the references."""
+    which one and its nearest neighbour are the targets and the first of the others the references.
+
+    Args:
+        num_scenes (`int`, defaults to `200`): how many.
+        size (`int`, defaults to `64`): pixels a side.
+        level (`str`, defaults to `"mixed"`): kind of worlds: `object`, `scene` or `mixed`.
+        split (`str`, defaults to `"test"`): `train`, `validation` or `test`.
+        max_references (`int`, defaults to `12`): most references.
+        spread (`float`, defaults to `1.0`): how far the cameras are apart, from 0 to 1.
+        max_solids (`int`, defaults to `6`): most solids of a world.
+    """
     source = SyntheticSource(level, "views", split, num_scenes, 24, size, spread, max_solids)
     for index in range(num_scenes):
         sample = source[index]
@@ -128,9 +151,15 @@ def synthetic_cases(
         yield sample_case(f"{split}-{index:04d}", sample.select(order), 2)
 
 
-def sample_case(name: str, sample: SceneSample, num_targets: int) -> EvaluationCase:
-    """Views of a source, the last `num_targets` of them to be made from the others."""
-    return EvaluationCase(name, sample.views.float() / 255, sample.cameras, num_targets)
+def sample_case(name: str, sample: Views, num_targets: int) -> EvaluationCase:
+    """Views of a source, the last `num_targets` of them to be made from the others.
+
+    Args:
+        name (`str`): of the case.
+        sample ([`Views`]): its views.
+        num_targets (`int`): how many, the last, are to be made.
+    """
+    return EvaluationCase(name, replace(sample, pixels=sample.pixels.float() / 255), num_targets)
 
 
 def capture_case(
@@ -142,12 +171,21 @@ def capture_case(
     candidates: Sequence[int] | None = None,
 ) -> EvaluationCase:
     """A capture: `targets` are kept back, references are those of `candidates` (all others when not given) that see
-    most of what the targets see."""
+    most of what the targets see.
+
+    Args:
+        scene ([`Scene`]): the capture.
+        targets (`Sequence[int]`): views to be made.
+        height (`int`): pixels.
+        width (`int`): pixels.
+        max_references (`int`, defaults to `12`): most references.
+        candidates (`Sequence[int]`, *optional*): views that may be references.
+    """
     rest = [view for view in candidates or range(len(scene)) if view not in targets]
     order = reference_order(scene.cameras, min(max_references, len(rest)), rest, scene.cameras[targets])
     order += list(targets)
     images, cameras = scene.fitted(order, height, width)
-    return EvaluationCase(scene.name, images, cameras, len(targets))
+    return EvaluationCase(scene.name, Views.seen(images, ViewGeometry.of(cameras)), len(targets))
 
 
 def evaluate(

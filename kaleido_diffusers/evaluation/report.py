@@ -10,6 +10,7 @@ import PIL.ImageFont
 import torch
 
 from ..captures.images import tensor_to_image
+from ..files import written_whole
 
 
 __all__ = ["contact_sheet", "markdown_table", "plot_scores"]
@@ -112,4 +113,5 @@ def plot_scores(
         axes.set_title(metric.replace("_", " "))
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=110, format=path.suffix[1:])

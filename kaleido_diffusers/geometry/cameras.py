@@ -54,7 +54,12 @@ def invert_rigid(b_from_a: torch.Tensor) -> torch.Tensor:
 
 def check_rigid(poses: torch.Tensor, name: str = "poses") -> None:
     """Raises `ValueError` unless every matrix of `poses` `[..., 4, 4]` is finite, orthonormal to 1e-4 and not a
-    reflection; the error names the argument and the first matrix that is not."""
+    reflection; the error names the argument and the first matrix that is not.
+
+    Args:
+        poses (`torch.Tensor`): `[..., 4, 4]`.
+        name (`str`, defaults to `"poses"`): what errors call it.
+    """
     if poses.ndim < 2 or poses.shape[-2:] != (4, 4):
         raise ValueError(f"`{name}` must have shape [..., 4, 4], got {list(poses.shape)}.")
     matrices = poses.detach().reshape(-1, 4, 4).to(torch.float64)
@@ -80,7 +85,11 @@ def check_rigid(poses: torch.Tensor, name: str = "poses") -> None:
 
 
 def rotations_from_quaternions(quaternions: torch.Tensor) -> torch.Tensor:
-    """Rotation matrices `[..., 3, 3]` of unit quaternions `[..., 4]`, (w, x, y, z)."""
+    """Rotation matrices `[..., 3, 3]` of unit quaternions `[..., 4]`, (w, x, y, z).
+
+    Args:
+        quaternions (`torch.Tensor`): `[..., 4]`, (w, x, y, z).
+    """
     w, x, y, z = quaternions.unbind(-1)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
@@ -95,6 +104,11 @@ def convert_axes(world_from_camera: torch.Tensor, source: AxesName, target: Axes
 
     `"opencv"` is right, down, forward; `"opengl"` (also Blender, NeRF, nerfstudio) right, up, backward;
     `"pytorch3d"` left, up, forward. The world frame stays as it is.
+
+    Args:
+        world_from_camera (`torch.Tensor`): `[..., 4, 4]`.
+        source (`AxesName`): convention that the poses have.
+        target (`AxesName`, defaults to `"opencv"`): convention that they get.
     """
     signs = [s * t for s, t in zip(_AXES_SIGNS[source], _AXES_SIGNS[target])]
     return world_from_camera * world_from_camera.new_tensor([*signs, 1.0])
@@ -113,7 +127,11 @@ def world_from_camera_from_pytorch3d(R: torch.Tensor, T: torch.Tensor) -> torch.
 
 
 def pytorch3d_from_world_from_camera(world_from_camera: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """PyTorch3D's `R` `[..., 3, 3]` and `T` `[..., 3]`: the inverse of [`world_from_camera_from_pytorch3d`]."""
+    """PyTorch3D's `R` `[..., 3, 3]` and `T` `[..., 3]`: the inverse of [`world_from_camera_from_pytorch3d`].
+
+    Args:
+        world_from_camera (`torch.Tensor`): `[..., 4, 4]`, OpenCV axes.
+    """
     camera_from_world = invert_rigid(convert_axes(world_from_camera, "opencv", "pytorch3d"))
     return camera_from_world[..., :3, :3].mT.contiguous(), camera_from_world[..., :3, 3].contiguous()
 
@@ -138,6 +156,10 @@ def normalize_intrinsics(intrinsics: torch.Tensor, image_sizes: torch.Tensor) ->
     """Intrinsics `[..., 3, 3]` in pixels to intrinsics in units of the image: fx / W, fy / H, cx / W, cy / H.
 
     `image_sizes` `[..., 2]` are (height, width).
+
+    Args:
+        intrinsics (`torch.Tensor`): `[..., 3, 3]` in pixels.
+        image_sizes (`torch.Tensor`): `[..., 2]`, (height, width).
     """
     height, width = image_sizes.to(intrinsics).unbind(-1)
     return intrinsics / torch.stack([width, height, torch.ones_like(width)], dim=-1).unsqueeze(-1)
@@ -156,13 +178,21 @@ class SceneFrame:
     scale: torch.Tensor
 
     def normalize(self, world_from_camera: torch.Tensor) -> torch.Tensor:
-        """`[..., V, 4, 4]` world_from_camera to scene_from_camera, translations in scene units."""
+        """`[..., V, 4, 4]` world_from_camera to scene_from_camera, translations in scene units.
+
+        Args:
+            world_from_camera (`torch.Tensor`): `[..., V, 4, 4]`.
+        """
         scene_from_camera = invert_rigid(self.world_from_scene).unsqueeze(-3) @ world_from_camera
         scene_from_camera[..., :3, 3] /= self.scale[..., None, None]
         return scene_from_camera
 
     def denormalize(self, scene_from_camera: torch.Tensor) -> torch.Tensor:
-        """The inverse of [`~SceneFrame.normalize`]."""
+        """The inverse of [`~SceneFrame.normalize`].
+
+        Args:
+            scene_from_camera (`torch.Tensor`): `[..., V, 4, 4]`, in scene units.
+        """
         scaled = scene_from_camera.clone()
         scaled[..., :3, 3] *= self.scale[..., None, None]
         return self.world_from_scene.unsqueeze(-3) @ scaled
@@ -179,6 +209,11 @@ def scene_frame(
     rounding) stand in one place, it is the largest distance from the first to any view; without references the
     largest distance between any two views. Where that is zero, it is 1. Normalised translations are multiplied by
     `camera_scale`.
+
+    Args:
+        world_from_camera (`torch.Tensor`): `[..., V, 4, 4]`, references first.
+        num_references (`int`): N.
+        camera_scale (`float`, defaults to `1.0`): multiplies normalised translations.
     """
     if not 0 <= num_references <= world_from_camera.shape[-3]:
         raise ValueError(
@@ -203,14 +238,23 @@ def view_distances(
     times_b: torch.Tensor | None = None,  # [..., B]
 ) -> torch.Tensor:
     """How far apart views are, `[..., A, B]`: distance of the centres in scene units, plus the angle between the
-    cameras in radians, plus the time between them in seconds. What is not given counts nothing."""
+    cameras in radians, plus the time between them in seconds. What is not given counts nothing.
+
+    Args:
+        poses_a (`torch.Tensor`, *optional*): `[..., A, 4, 4]` in scene units.
+        poses_b (`torch.Tensor`, *optional*): `[..., B, 4, 4]` in scene units.
+        times_a (`torch.Tensor`, *optional*): `[..., A]`, seconds.
+        times_b (`torch.Tensor`, *optional*): `[..., B]`, seconds.
+    """
+    if (poses_a is None) != (poses_b is None) or (times_a is None) != (times_b is None):
+        raise ValueError("`view_distances` needs poses, or times, of both sides.")
     total = 0.0
-    if poses_a is not None:
+    if poses_a is not None and poses_b is not None:
         centers_a, centers_b = poses_a[..., :3, 3], poses_b[..., :3, 3]
         total = (centers_a.unsqueeze(-2) - centers_b.unsqueeze(-3)).norm(dim=-1)
         trace = torch.einsum("...aij,...bij->...ab", poses_a[..., :3, :3], poses_b[..., :3, :3])
         total = total + torch.acos(((trace - 1) / 2).clamp(-1, 1))
-    if times_a is not None:
+    if times_a is not None and times_b is not None:
         total = total + (times_a.unsqueeze(-1) - times_b.unsqueeze(-2)).abs()
     if not torch.is_tensor(total):
         raise ValueError("`view_distances` needs poses or times.")
@@ -283,13 +327,33 @@ class Cameras:
         return cls(world_from_camera, intrinsics, image_sizes)
 
     @classmethod
+    def from_normalized(cls, world_from_camera, intrinsics, image_sizes) -> "Cameras":
+        """Cameras of intrinsics in units of the image, fx / W, fy / H, cx / W, cy / H; see [`normalize_intrinsics`].
+
+        `world_from_camera` `[..., 4, 4]`; `intrinsics` `[..., 3, 3]` or `[3, 3]`; `image_sizes` `[..., 2]` or `[2]`,
+        (height, width).
+        """
+        intrinsics = _as_tensor(intrinsics, "intrinsics").to(torch.float64)
+        height, width = _as_tensor(image_sizes, "image_sizes").to(intrinsics).unbind(-1)
+        unit = torch.stack([width, height, torch.ones_like(width)], dim=-1).unsqueeze(-1)
+        return cls(world_from_camera, intrinsics * unit, image_sizes)
+
+    @classmethod
     def cat(cls, cameras: Sequence["Cameras"]) -> "Cameras":
-        """Concatenates cameras along their first dimension."""
+        """Concatenates cameras along their first dimension.
+
+        Args:
+            cameras (`Sequence[Cameras]`): of the same trailing dimensions.
+        """
         return cls._joined(torch.cat, cameras)
 
     @classmethod
     def stack(cls, cameras: Sequence["Cameras"]) -> "Cameras":
-        """Stacks cameras along a new first dimension."""
+        """Stacks cameras along a new first dimension.
+
+        Args:
+            cameras (`Sequence[Cameras]`): of the same shape.
+        """
         return cls._joined(torch.stack, cameras)
 
     @property
@@ -361,7 +425,12 @@ class Cameras:
         return Cameras._trusted, (self.world_from_camera, self.intrinsics, self.image_sizes)
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> "Cameras":
-        """Moves to a device, and to a floating dtype for poses and intrinsics."""
+        """Moves to a device, and to a floating dtype for poses and intrinsics.
+
+        Args:
+            device (`Any`, defaults to `None`): where to.
+            dtype (`torch.dtype`, *optional*): of poses and intrinsics.
+        """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         return Cameras._trusted(
@@ -371,7 +440,11 @@ class Cameras:
         )
 
     def with_poses(self, world_from_camera: torch.Tensor) -> "Cameras":
-        """The same lenses at other poses `[..., 4, 4]`."""
+        """The same lenses at other poses `[..., 4, 4]`.
+
+        Args:
+            world_from_camera (`torch.Tensor`): `[..., 4, 4]`.
+        """
         return Cameras(world_from_camera, self.intrinsics, self.image_sizes)
 
     def resized(self, height: int, width: int) -> "Cameras":
@@ -382,12 +455,23 @@ class Cameras:
 
     def cropped(self, top: int, left: int, height: int, width: int) -> "Cameras":
         """The cameras of the images cropped to the box that starts at pixel (`top`, `left`). A box that reaches
-        outside the image is a crop with padding."""
+        outside the image is a crop with padding.
+
+        Args:
+            top (`int`): pixels; may be negative.
+            left (`int`): pixels; may be negative.
+            height (`int`): pixels.
+            width (`int`): pixels.
+        """
         offset = self.intrinsics.new_tensor([top, left])
         return self._rescaled(torch.ones_like(offset), offset, self.image_sizes.new_tensor([height, width]))
 
     def rolled(self, quarter_turns: int) -> "Cameras":
-        """The upright cameras of images turned counter-clockwise by quarter turns (`torch.rot90`)."""
+        """The upright cameras of images turned counter-clockwise by quarter turns (`torch.rot90`).
+
+        Args:
+            quarter_turns (`int`): how many.
+        """
         cameras = self
         for _ in range(quarter_turns % 4):
             fx, skew, cx = cameras.intrinsics[..., 0, :].unbind(-1)
@@ -404,19 +488,34 @@ class Cameras:
         return cameras
 
     def normalized(self, frame: SceneFrame) -> "Cameras":
-        """The cameras in the frame and unit of a scene, see [`scene_frame`]."""
+        """The cameras in the frame and unit of a scene, see [`scene_frame`].
+
+        Args:
+            frame (`SceneFrame`): of the scene.
+        """
         return Cameras._trusted(frame.normalize(self.world_from_camera), self.intrinsics, self.image_sizes)
 
     def denormalized(self, frame: SceneFrame) -> "Cameras":
-        """The inverse of [`~Cameras.normalized`]."""
+        """The inverse of [`~Cameras.normalized`].
+
+        Args:
+            frame (`SceneFrame`): of the scene.
+        """
         return Cameras._trusted(frame.denormalize(self.world_from_camera), self.intrinsics, self.image_sizes)
 
     def relative_to(self, other: "Cameras") -> torch.Tensor:
-        """Relative poses `other_from_self` `[..., 4, 4]`, broadcast over the leading dimensions."""
+        """Relative poses `other_from_self` `[..., 4, 4]`, broadcast over the leading dimensions.
+
+        Args:
+            other ([`Cameras`]): whose frame the poses are given in.
+        """
         return other.camera_from_world @ self.world_from_camera
 
     def project(self, points_world: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Projects points `[..., P, 3]` into each camera.
+
+        Args:
+            points_world (`torch.Tensor`): `[..., P, 3]`.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: pixels `[..., P, 2]` (x, y) and depths `[..., P]` along the viewing

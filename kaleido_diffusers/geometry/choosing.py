@@ -18,7 +18,12 @@ _CHUNK = 64  # cameras looked at together
 
 
 def held_out_views(num_views: int, every: int = 8) -> list[int]:
-    """Every `every`-th view, from the first: the split of the NeRF literature."""
+    """Every `every`-th view, from the first: the split of the NeRF literature.
+
+    Args:
+        num_views (`int`): of the capture.
+        every (`int`, defaults to `8`): how far they are apart.
+    """
     if every < 1:
         raise ValueError(f"`every` must be at least 1, got {every}.")
     return list(range(0, num_views, every))
@@ -109,6 +114,12 @@ def reference_order(
     With `targets`, each adds most to what is covered of their views (see [`coverage`]; greedy, which is within 1 - 1/e
     of the best choice: Nemhauser et al. 1978). Without, each is the farthest in place and direction from those before
     it, and the first is the most central.
+
+    Args:
+        cameras ([`Cameras`]): of the capture, `[V]`.
+        count (`int`): how many to choose.
+        candidates (`Sequence[int]`): views that may be chosen.
+        targets ([`Cameras`], *optional*): what is to be seen.
     """
     candidates = list(candidates)
     if not 1 <= count <= len(candidates):
@@ -138,7 +149,14 @@ def reference_order(
 def choose_references(
     cameras: Cameras, count: int, candidates: Sequence[int], targets: Cameras | None = None
 ) -> list[int]:
-    """`count` of the `candidates` in rising order, chosen as by [`reference_order`]."""
+    """`count` of the `candidates` in rising order, chosen as by [`reference_order`].
+
+    Args:
+        cameras ([`Cameras`]): of the capture, `[V]`.
+        count (`int`): how many to choose.
+        candidates (`Sequence[int]`): views that may be chosen.
+        targets ([`Cameras`], *optional*): what is to be seen.
+    """
     return sorted(reference_order(cameras, count, candidates, targets))
 
 
@@ -179,10 +197,11 @@ def sample_view_subset(
     if draw >= mix[0] + mix[1] or (cameras is None and times is None):
         return order[:count]
     if draw < mix[0]:
-        if cameras is None:
-            closeness = -(times - times[order[0]]).abs()
-        else:
+        if cameras is not None:
             closeness = coverage(cameras, cameras[order[:1]]).mean(-1)
+        else:
+            assert times is not None, "without both, the choice is random"
+            closeness = -(times - times[order[0]]).abs()
         closeness[order[0]] = torch.inf
         chosen = closeness.argsort(descending=True)[:count].tolist()
     else:

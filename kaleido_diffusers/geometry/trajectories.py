@@ -34,6 +34,9 @@ def focus_point(cameras: Cameras) -> torch.Tensor:
 
     Axes that are (nearly) parallel meet nowhere; a weak pull towards one camera spread in front of the cameras decides
     there.
+
+    Args:
+        cameras ([`Cameras`]): `[V]`.
     """
     centers, forward = cameras.centers, cameras.forward
     spread = (centers - centers.mean(0)).norm(dim=-1).max().clamp_min(1e-6)
@@ -57,7 +60,11 @@ def looking_distances(cameras: Cameras, targets: Cameras) -> torch.Tensor:
 
 def up_direction(cameras: Cameras) -> torch.Tensor:
     """The world's up `[3]` (unit length), as photographers who keep the horizon level have it: the direction most
-    orthogonal to the cameras' right axes, on the side of their mean up."""
+    orthogonal to the cameras' right axes, on the side of their mean up.
+
+    Args:
+        cameras ([`Cameras`]): `[V]`.
+    """
     right, up = cameras.world_from_camera[:, :3, 0], -cameras.world_from_camera[:, :3, 1]
     mean_up = F.normalize(up.mean(0), dim=0)
     eye = torch.eye(3).to(right)
@@ -182,6 +189,12 @@ def dolly_zoom(
     """The Vertigo shot: the first camera backs off to `factor` times its distance from the focus point (below 1 it
     comes nearer) while its focal length grows as much, so that what stands at the focus point (by default, what the
     cameras look at) keeps its size.
+
+    Args:
+        cameras ([`Cameras`]): of the capture, `[V]`.
+        num_views (`int`, defaults to `80`): of the path.
+        factor (`float`, defaults to `2.0`): how many times as far it goes.
+        focus (`torch.Tensor`, *optional*): `[3]`, the point that keeps its size.
     """
     _check_path(cameras, num_views)
     if not factor > 0:
@@ -228,6 +241,11 @@ def keyframes(cameras: Cameras, num_views: int = 80, closed: bool = False) -> Ca
     """A smooth path through the given cameras: Catmull-Rom in the centres, its counterpart on rotations (de Casteljau
     on geodesics, Shoemake 1985) in the orientations, so that velocity and angular velocity are continuous. Focal
     lengths and principal points follow too; `closed` returns to the first camera. The images must share one size.
+
+    Args:
+        cameras ([`Cameras`]): to pass through, `[V]`.
+        num_views (`int`, defaults to `80`): of the path.
+        closed (`bool`, defaults to `False`): whether it ends where it began.
     """
     if len(cameras.shape) != 1 or len(cameras) < 2:
         raise ValueError(f"`keyframes` needs at least two cameras, got shape {list(cameras.shape)}.")
@@ -297,7 +315,11 @@ def _focus(cameras: Cameras, focus: torch.Tensor | None) -> torch.Tensor:
 
 def lone_focus(cameras: Cameras) -> torch.Tensor | None:
     """What a camera that is alone is taken to look at: a point `[3]` one unit ahead, since one photo does not tell how
-    far away its scene is. `None` for several, which tell it themselves."""
+    far away its scene is. `None` for several, which tell it themselves.
+
+    Args:
+        cameras ([`Cameras`]): `[V]`.
+    """
     return cameras.centers[0] + cameras.forward[0] if len(cameras) == 1 else None
 
 

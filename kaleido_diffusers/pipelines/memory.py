@@ -14,49 +14,18 @@
 
 """What targets may attend to: the views of a scene that are known so far, and where they are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from ..geometry.cameras import Cameras, SceneFrame, view_distances
+from ..geometry.cameras import Cameras, SceneFrame
+from ..geometry.views import ShownFrame, ViewGeometry
 from ..models.reference_cache import KaleidoReferenceCache
-from .inputs import ViewInputs
 
 
-__all__ = ["SceneMemory", "ViewGeometry", "ViewMemory"]
-
-
-class ViewGeometry(NamedTuple):
-    """Where and when views are, in the normalised scene. Leading dimensions [B, V]."""
-
-    poses: torch.Tensor | None
-    intrinsics: torch.Tensor | None
-    times: torch.Tensor | None
-
-    def take(self, views: torch.Tensor | Sequence[int] | slice) -> "ViewGeometry":
-        """Some of the views: the same of each row, or `views` `[B, K]`, a choice for each."""
-        if torch.is_tensor(views):
-            views = (torch.arange(len(views)).unsqueeze(-1), views)
-            return ViewGeometry(*(None if x is None else x[views] for x in self))
-        return ViewGeometry(*(None if x is None else x[:, views] for x in self))
-
-    def row(self, index: int) -> "ViewGeometry":
-        """One row, its dimension kept."""
-        return ViewGeometry(*(None if x is None else x[index : index + 1] for x in self))
-
-    def to(self, device: torch.device) -> "ViewGeometry":
-        return ViewGeometry(*(None if x is None else x.to(device) for x in self))
-
-    def distances(self, other: "ViewGeometry") -> torch.Tensor:
-        """`[B, V, V']`, see [`view_distances`]."""
-        return view_distances(self.poses, other.poses, self.times, other.times)
-
-    @classmethod
-    def cat(cls, first: "ViewGeometry", second: "ViewGeometry") -> "ViewGeometry":
-        return cls(*(None if a is None else torch.cat([a, b], dim=1) for a, b in zip(first, second)))
+__all__ = ["SceneMemory", "ViewMemory"]
 
 
 class ViewMemory:
@@ -66,6 +35,12 @@ class ViewMemory:
 
     Views are encoded when they are first recalled, as a group that attends to the views recalled with it; a view that
     was left out meanwhile is encoded again.
+
+    Args:
+        encode (`Callable`): encodes latents and their geometry into a cache.
+        latents (`torch.Tensor` of shape `[1, N, C, h, w]`): the references.
+        geometry (`ViewGeometry`): theirs.
+        max_views (`int`, *optional*): most views that are recalled at once.
     """
 
     def __init__(
@@ -85,14 +60,24 @@ class ViewMemory:
         return self._latents.shape[1]
 
     @property
+    def geometry(self) -> ViewGeometry:
+        """Where and when the views are, as the model is shown it, `[1, n]`."""
+        return self._geometry
+
+    @property
     def overflows(self) -> bool:
         """Whether there are more views than are recalled at once, so that targets decide which."""
         return self._max_views is not None and len(self) > self._max_views
 
     def add(self, latents: torch.Tensor, geometry: ViewGeometry) -> None:
-        """Takes a group of generated views `[1, g, C, h, w]` into the memory."""
+        """Takes a group of generated views `[1, g, C, h, w]` into the memory.
+
+        Args:
+            latents (`torch.Tensor`): `[1, g, C, h, w]`.
+            geometry (`ViewGeometry`): theirs.
+        """
         self._latents = torch.cat([self._latents, latents.cpu()], dim=1)
-        self._geometry = ViewGeometry.cat(self._geometry, geometry)
+        self._geometry = ViewGeometry.cat([self._geometry, geometry])
         self._group_sizes.append(latents.shape[1])
 
     def fork(self) -> "ViewMemory":
@@ -115,7 +100,7 @@ class ViewMemory:
             self._cached = [self._cached[place] for place in kept]
         fresh = [view for view in chosen if view not in self._cached]
         if fresh:
-            self._encode(self._latents[:, fresh], self._geometry.take(fresh), self._cache)
+            self._encode(self._latents[:, fresh], self._geometry.select(fresh), self._cache)
             self._cached += fresh
         return self._cache
 
@@ -137,9 +122,8 @@ class SceneMemory:
         views ([`ViewMemory`]): latents of all views, keys and values.
         height (`int`): of the views in pixels.
         width (`int`): likewise.
-        frame ([`SceneFrame`], *optional*): frame and unit that the views were encoded in; `None` for video.
+        shown ([`ShownFrame`]): frame, unit and first second that the views were encoded in.
         lens ([`Cameras`], *optional*): the first reference's camera at the size of the views.
-        start (`torch.Tensor` of shape `[1, 1]`, *optional*): seconds of the first reference; `None` for a still world.
         max_memory_views (`int`, *optional*): most views that a group attends to.
     """
 
@@ -147,16 +131,14 @@ class SceneMemory:
     views: ViewMemory = field(repr=False)
     height: int
     width: int
-    frame: SceneFrame | None = None
+    shown: ShownFrame
     lens: Cameras | None = None
-    start: torch.Tensor | None = None
     max_memory_views: int | None = None
 
     def __len__(self) -> int:
         return len(self.views)
 
-    def place(self, inputs: ViewInputs) -> ViewGeometry:
-        """Views in the frame, unit and time of this memory, float32."""
-        poses = None if self.frame is None else self.frame.normalize(inputs.poses).float()
-        intrinsics = None if inputs.intrinsics is None else inputs.intrinsics.float()
-        return ViewGeometry(poses, intrinsics, None if self.start is None else (inputs.times - self.start).float())
+    @property
+    def frame(self) -> SceneFrame | None:
+        """Frame and unit of the poses; `None` for video."""
+        return self.shown.frame

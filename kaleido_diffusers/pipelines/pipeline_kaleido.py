@@ -16,7 +16,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -34,7 +34,8 @@ from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput, logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..geometry.cameras import Cameras, farthest_views, scene_frame
+from ..geometry.cameras import Cameras, farthest_views
+from ..geometry.views import ShownFrame, ViewGeometry, Views
 from ..loaders.lora import KaleidoLoraLoaderMixin
 from ..models.autoencoder_taef2 import AutoencoderTAEF2
 from ..models.latents import compression, decode_views, encode_views
@@ -42,8 +43,9 @@ from ..models.reference_cache import KaleidoReferenceCache
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from .hub import push_folder
-from .inputs import ViewInputs, prepare_view_inputs
-from .memory import SceneMemory, ViewGeometry, ViewMemory
+from .inputs import prepare_references, prepare_view_inputs
+from .memory import SceneMemory, ViewMemory
+from .turns import one_call_at_a_time
 
 
 __all__ = ["KaleidoViewSynthesisPipeline", "KaleidoViewSynthesisPipelineOutput"]
@@ -82,6 +84,19 @@ class KaleidoViewSynthesisPipelineOutput(BaseOutput):
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
     memory: "SceneMemory | None" = None
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How the groups of one call are generated."""
+
+    schedule: dict[str, Any]  # number of steps or sigmas, and the size of the latents
+    joins_memory: str
+    use_reference_cache: bool
+    share_groups: bool
+    image_size: tuple[int, int] | None  # None for latents
+    callback: Callable | None
+    callback_inputs: list[str]
 
 
 class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
@@ -197,30 +212,56 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         callback_on_step_end_tensor_inputs: list[str],
     ) -> None:
         """Raises `ValueError` for arguments of `__call__` that cannot be met; images, cameras and times are checked
-        where they are prepared."""
-        multiple = self.vae_scale_factor * self.transformer.config.patch_size
-        if height % multiple or width % multiple or height < 1 or width < 1:
-            raise ValueError(f"`height` and `width` must be multiples of {multiple}, got {height} and {width}.")
+        where they are prepared.
+
+        Args:
+            height (`int`): as in a call.
+            width (`int`): as in a call.
+            output_type (`str`): as in a call.
+            views_per_group (`int`): as in a call.
+            max_memory_views (`int`, *optional*): as in a call.
+            generation_order (`str`): as in a call.
+            joins_memory (`str`): as in a call.
+            num_samples (`int`): as in a call.
+            use_reference_cache (`bool`): as in a call.
+            callback_on_step_end_tensor_inputs (`list[str]`): as in a call.
+        """
+        self.check_memory_inputs(height, width, max_memory_views)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
         if generation_order not in GENERATION_ORDERS:
             raise ValueError(f"`generation_order` must be one of {GENERATION_ORDERS}, got {generation_order!r}.")
         if joins_memory not in JOINS_MEMORY:
             raise ValueError(f"`joins_memory` must be one of {JOINS_MEMORY}, got {joins_memory!r}.")
-        counts = {"views_per_group": views_per_group, "num_samples": num_samples}
-        if max_memory_views is not None:
-            counts["max_memory_views"] = max_memory_views
-            if not use_reference_cache:
-                raise ValueError("`max_memory_views` needs the reference cache: leave `use_reference_cache=True`.")
-        for name, value in counts.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        if max_memory_views is not None and not use_reference_cache:
+            raise ValueError("`max_memory_views` needs the reference cache: leave `use_reference_cache=True`.")
+        _check_count("views_per_group", views_per_group)
+        _check_count("num_samples", num_samples)
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got"
                 f" {sorted(unknown)}."
             )
+        self._check_prediction_type()
+
+    def check_memory_inputs(self, height: int, width: int, max_memory_views: int | None) -> None:
+        """
+        Raises `ValueError` for a memory that cannot be: what `encode_references` and `__call__` share.
+
+        Args:
+            height (`int`): as in a call.
+            width (`int`): as in a call.
+            max_memory_views (`int`, *optional*): as in a call.
+        """
+        multiple = self.vae_scale_factor * self.transformer.config.patch_size
+        if height % multiple or width % multiple or height < 1 or width < 1:
+            raise ValueError(f"`height` and `width` must be multiples of {multiple}, got {height} and {width}.")
+        if max_memory_views is not None:
+            _check_count("max_memory_views", max_memory_views)
+
+    def _check_prediction_type(self) -> None:
+        """Raises `ValueError` where the scheduler would misread what the transformer predicts."""
         knows_samples = isinstance(self.scheduler, RectifiedFlowViewScheduler)
         taken = self.scheduler.config.get("prediction_type", "velocity") if knows_samples else "velocity"
         if self.config.prediction_type != taken:
@@ -231,17 +272,32 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             )
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Views `[B, V, 3, H, W]` in [-1, 1] to latents `[B, V, C, h, w]`, each on its own. Pixels without a VAE."""
+        """Views `[B, V, 3, H, W]` in [-1, 1] to latents `[B, V, C, h, w]`, each on its own. Pixels without a VAE.
+
+        Args:
+            pixels (`torch.Tensor`): `[B, V, 3, H, W]` in [-1, 1].
+        """
         return encode_views(self.vae, pixels)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """The inverse of [`~KaleidoViewSynthesisPipeline.encode_images`]."""
+        """The inverse of [`~KaleidoViewSynthesisPipeline.encode_images`].
+
+        Args:
+            latents (`torch.Tensor`): `[B, V, C, h, w]`.
+        """
         return decode_views(self.vae, latents)
 
     def prepare_latents(
         self, shape: tuple[int, ...], latents: torch.Tensor | None, generator, device: torch.device
     ) -> torch.Tensor:
-        """Noise `[B, M, S, C, h, w]` in the order of the targets; `latents` may lack a B or S of 1, as outputs do."""
+        """Noise `[B, M, S, C, h, w]` in the order of the targets; `latents` may lack a B or S of 1, as outputs do.
+
+        Args:
+            shape (`tuple[int, ...]`): `[B, M, S, C, h, w]`.
+            latents (`torch.Tensor`, *optional*): noise to take.
+            generator (`Any`): one, or one for each scene.
+            device (`torch.device`): of the noise.
+        """
         if isinstance(generator, list) and len(generator) != shape[0]:
             raise ValueError(
                 f"`generator` must be one, or one for each of the {shape[0]} scenes; got {len(generator)}."
@@ -257,6 +313,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         return noise
 
     @torch.no_grad()
+    @one_call_at_a_time
     def encode_references(
         self,
         images: Any,
@@ -303,31 +360,16 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             [`SceneMemory`]: of this pipeline, while its weights, adapters and device stay as they are.
         """
         height, width = height or self.default_sample_size, width or self.default_sample_size
-        self.check_inputs(height, width, "pil", 1, max_memory_views, "given", "all", 1, True, [])
-        if images is None or (hasattr(images, "__len__") and not len(images)):
-            raise ValueError("`images` must hold at least one reference, got none.")
-        # The inputs of a call have targets, and here are none yet: the first reference stands in for them.
-        targets = [None if given is None else given[:1] for given in (poses, frame_times)]
-        inputs = prepare_view_inputs(
-            images, poses, targets[0], intrinsics, None, fov, frame_times, targets[1], height, width
-        )
-        if inputs.is_batch:
-            raise ValueError("`images` must hold the references of one scene, got a batch of scenes.")
+        self.check_memory_inputs(height, width, max_memory_views)
+        references = prepare_references(images, poses, intrinsics, fov, frame_times, height, width)
         self._attention_kwargs = attention_kwargs
-        frame = lens = None
-        if inputs.poses is not None:
-            frame = scene_frame(inputs.poses, inputs.num_references, camera_scale)
-            pixels = inputs.intrinsics.new_tensor([width, height, 1])[:, None]
-            lens = Cameras(inputs.poses[0, :1], inputs.intrinsics[0, :1] * pixels, [height, width])
-        start = None if inputs.times is None else inputs.times[:, :1]
-        blank = SceneMemory(self, None, height, width, frame, lens, start, max_memory_views)
-        geometry = blank.place(inputs).take(slice(inputs.num_references))
-        latents = self.encode_images(inputs.pixels.to(self._execution_device)).float()
-        memory = replace(blank, views=ViewMemory(self._encode_memory, latents, geometry, max_memory_views))
-        if not memory.views.overflows:
-            memory.views.recall()
+        shown = ShownFrame.of(references, len(references), camera_scale)
+        views = self._remember(references, shown, max_memory_views)[0]
+        if not views.overflows:
+            views.recall()
         self.maybe_free_model_hooks()
-        return memory
+        lens = None if references.cameras is None else references.cameras[0, :1]
+        return SceneMemory(self, views, height, width, shown, lens, max_memory_views)
 
     def order_targets(
         self, references: ViewGeometry, targets: ViewGeometry, generation_order: str, views_per_group: int
@@ -358,6 +400,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
+    @one_call_at_a_time
     def __call__(
         self,
         images: Any = None,
@@ -462,6 +505,9 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             memory ([`SceneMemory`], *optional*):
                 References that [`~KaleidoViewSynthesisPipeline.encode_references`] has encoded, instead of `images`
                 and all that describes them. `target_poses` without intrinsics take the first reference's.
+            share_groups (`bool`, defaults to `False`):
+                Whether the processes of `torch.distributed` share out the groups that do not join the memory. Needs
+                `joins_memory="first"` or `"none"` and the same noise in all; every process returns all views.
 
         Examples:
 
@@ -471,7 +517,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
-        # 1. Check, and bring images and cameras to the working size
+        # 1. Inputs: checked, images and cameras at the working size
         if memory is not None:
             given = {
                 "images": images,
@@ -517,74 +563,42 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         self._attention_kwargs = attention_kwargs
         self._current_timestep = None
         self._interrupt = False
-        device = self._execution_device
 
-        # 2. References into one memory for each row: a scene, or a sample of a scene
-        if memory is not None:
-            scenes, references, targets = [memory.views], memory.views.views()[1], memory.place(inputs)
+        # 2. Remember: a memory for each row, that is a scene, or a sample of a scene
+        if memory is None:
+            shown = ShownFrame.of(inputs.geometry, len(inputs.references), camera_scale)
+            scenes = self._remember(inputs.references, shown, max_memory_views)
         else:
-            references, targets = self._geometry(inputs, camera_scale)
-            reference_latents = self.encode_images(inputs.pixels.to(device)).float()
-            scenes = [
-                ViewMemory(self._encode_memory, latents, references.row(index), max_memory_views)
-                for index, latents in enumerate(reference_latents.split(1))
-            ]
-        memories = []
-        for scene in scenes:
-            if use_reference_cache and not scene.overflows:
-                scene.recall()
-            first = scene if memory is None else scene.fork()
-            memories += [first, *(scene.fork() for _ in range(num_samples - 1))]
+            shown, scenes = memory.shown, [memory.views]
+        memories = self._row_memories(scenes, num_samples, use_reference_cache, keep=memory is not None)
 
-        # 3. Noise and order: noise belongs to a target wherever it comes in the order
-        latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
-        shape = (len(scenes), inputs.num_targets, num_samples, self.transformer.out_channels, *latent_size)
-        noise = self.prepare_latents(shape, latents, generator, device).transpose(1, 2).flatten(0, 1)  # [R, M, ...]
+        # 3. Order: noise belongs to a target wherever it comes in the order
+        targets = shown.show(inputs.targets)
         orders = [
-            self.order_targets(references.row(i), targets.row(i), generation_order, views_per_group)
-            for i in range(len(scenes))
+            self.order_targets(scene.geometry, targets.rows([row]), generation_order, views_per_group)
+            for row, scene in enumerate(scenes)
         ]
         order = torch.tensor(orders).repeat_interleave(num_samples, dim=0)  # [R, M]
-        targets = ViewGeometry(*(x if x is None else x.repeat_interleave(num_samples, dim=0) for x in targets))
+        latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
+        shape = (len(scenes), len(targets), num_samples, self.transformer.out_channels, *latent_size)
+        noise = self.prepare_latents(shape, latents, generator, self._execution_device)
 
-        # 4. Generate group by group
-        process, num_processes = (dist.get_rank(), dist.get_world_size()) if share_groups else (0, 1)
-        rows = torch.arange(len(order)).unsqueeze(-1)
-        groups = order.split(views_per_group, dim=1)
-        steps = len(self._set_timesteps(num_inference_steps, sigmas, views_per_group, latent_size))
-        self._num_timesteps = steps * len(groups)
-        outputs = torch.zeros_like(noise, device="cpu")
-        if output_type != "latent":
-            outputs = torch.zeros(*order.shape, 3, height, width)
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            for number, group in enumerate(groups):
-                if self.interrupt:  # groups that are not reached stay grey
-                    break
-                joins = joins_memory == "all" or joins_memory == "first" and number == 0
-                if not joins and number % num_processes != process:
-                    progress_bar.update(steps)
-                    continue
-                geometry = targets.take(group)
-                self._set_timesteps(num_inference_steps, sigmas, group.shape[1], latent_size)
-                views = self._denoise(
-                    noise[rows.to(device), group.to(device)],
-                    geometry,
-                    memories,
-                    use_reference_cache,
-                    progress_bar,
-                    number * steps,
-                    callback_on_step_end,
-                    callback_on_step_end_tensor_inputs,
-                )
-                for row, view_memory in enumerate(memories if joins else []):
-                    view_memory.add(views[row : row + 1], geometry.row(row))
-                if joins and process:  # the first process returns what all of them have made
-                    continue
-                outputs[rows, group] = (views if output_type == "latent" else self.decode_latents(views)).float().cpu()
-        if share_groups:
-            outputs = outputs.to(device)
-            dist.all_reduce(outputs)
-            outputs = outputs.cpu()
+        # 4. Denoise group by group
+        outputs = self._generate(
+            noise.transpose(1, 2).flatten(0, 1),  # [R, M, ...]
+            targets.rows(torch.arange(len(scenes)).repeat_interleave(num_samples)),
+            order.split(views_per_group, dim=1),
+            memories,
+            _Options(
+                {"num_inference_steps": num_inference_steps, "sigmas": sigmas, "latent_size": latent_size},
+                joins_memory,
+                use_reference_cache,
+                share_groups,
+                None if output_type == "latent" else (height, width),
+                callback_on_step_end,
+                callback_on_step_end_tensor_inputs,
+            ),
+        )
 
         # 5. Return in the order asked for
         self._current_timestep = None
@@ -623,7 +637,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             )
         for name, value, known in (
             ("target_poses", target_poses, memory.frame),
-            ("target_times", target_times, memory.start),
+            ("target_times", target_times, memory.shown.start),
         ):
             if (value is None) != (known is None):
                 raise ValueError(
@@ -631,17 +645,70 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
                     f" have {'no ' * (known is None)}{'cameras' if name == 'target_poses' else 'times'}."
                 )
 
-    def _geometry(self, inputs: ViewInputs, camera_scale: float) -> tuple[ViewGeometry, ViewGeometry]:
-        """References and targets in the frame and unit of their scene, float32."""
-        poses = inputs.poses
-        if poses is not None:
-            poses = scene_frame(poses, inputs.num_references, camera_scale).normalize(poses).float()
-        intrinsics = None if inputs.intrinsics is None else inputs.intrinsics.float()
-        times = None if inputs.times is None else (inputs.times - inputs.times[:, :1]).float()
-        views = ViewGeometry(poses, intrinsics, times)
-        return views.take(slice(inputs.num_references)), views.take(slice(inputs.num_references, None))
+    def _remember(self, references: Views, shown: ShownFrame, max_memory_views: int | None) -> list[ViewMemory]:
+        """References `[B, N]` into a memory for each scene; keys and values are made when it is recalled."""
+        latents = self.encode_images(references.pixels.to(self._execution_device)).float()
+        geometry = shown.show(references)
+        return [
+            ViewMemory(self._encode_memory, row, geometry.rows([index]), max_memory_views)
+            for index, row in enumerate(latents.split(1))
+        ]
 
-    def _set_timesteps(self, num_inference_steps: int, sigmas, num_targets: int, latent_size) -> torch.Tensor:
+    def _row_memories(
+        self, scenes: list[ViewMemory], num_samples: int, use_reference_cache: bool, keep: bool
+    ) -> list[ViewMemory]:
+        """A memory for each sample of each scene, which may grow; those of `scenes` are to stay as they are or not.
+        What all samples attend to is encoded before they part."""
+        memories = []
+        for scene in scenes:
+            if use_reference_cache and not scene.overflows:
+                scene.recall()
+            first = scene.fork() if keep else scene
+            memories += [first, *(scene.fork() for _ in range(num_samples - 1))]
+        return memories
+
+    def _generate(
+        self,
+        noise: torch.Tensor,  # [R, M, C, h, w]
+        targets: ViewGeometry,  # [R, M]
+        groups: Sequence[torch.Tensor],  # of targets, [R, g]
+        memories: list[ViewMemory],
+        options: "_Options",
+    ) -> torch.Tensor:
+        """Targets `[R, M, ...]`, decoded unless latents are asked for, on the CPU. Groups join the memory as they are
+        made; groups that are not reached before an interrupt stay grey."""
+        device = self._execution_device
+        process, num_processes = (dist.get_rank(), dist.get_world_size()) if options.share_groups else (0, 1)
+        rows = torch.arange(len(noise)).unsqueeze(-1)
+        steps = len(self._set_timesteps(groups[0].shape[1], **options.schedule))
+        self._num_timesteps = steps * len(groups)
+        outputs = torch.zeros_like(noise, device="cpu")
+        if options.image_size is not None:
+            outputs = torch.zeros(*noise.shape[:2], 3, *options.image_size)
+        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+            for number, group in enumerate(groups):
+                if self.interrupt:
+                    break
+                joins = options.joins_memory == "all" or options.joins_memory == "first" and number == 0
+                if not joins and number % num_processes != process:
+                    progress_bar.update(steps)
+                    continue
+                geometry = targets.select(group)
+                self._set_timesteps(group.shape[1], **options.schedule)
+                start = noise[rows.to(device), group.to(device)]
+                views = self._denoise(start, geometry, memories, options, progress_bar, number * steps)
+                for row, memory in enumerate(memories if joins else []):
+                    memory.add(views[row : row + 1], geometry.rows([row]))
+                if joins and process:  # the first process returns what all of them have made
+                    continue
+                made = views if options.image_size is None else self.decode_latents(views)
+                outputs[rows, group] = made.float().cpu()
+        if options.share_groups:
+            outputs = outputs.to(device)
+            dist.all_reduce(outputs)
+        return outputs.cpu()
+
+    def _set_timesteps(self, num_targets: int, num_inference_steps: int, sigmas, latent_size) -> torch.Tensor:
         """Sets the schedule for a group; returns its timesteps."""
         options = {"sigmas": sigmas} if sigmas is not None else {"num_inference_steps": num_inference_steps}
         config = self.scheduler.config
@@ -666,7 +733,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         with self.transformer.cache_context("memory"):
             self.transformer.encode_views(
                 latents.to(device, self.transformer.dtype),
-                **geometry.to(device)._asdict(),
+                **geometry.to(device).arguments(),
                 cache=cache,
                 attention_kwargs=self.attention_kwargs,
             )
@@ -676,16 +743,14 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         latents: torch.Tensor,  # [R, g, C, h, w]
         geometry: ViewGeometry,
         memories: list[ViewMemory],
-        use_reference_cache: bool,
+        options: "_Options",
         progress_bar,
         first_step: int,
-        callback,
-        callback_inputs: list[str],
     ) -> torch.Tensor:
         """Takes one group of targets from noise to clean latents."""
         has_memory = len(memories[0]) > 0
         self._forget_steps()
-        context = self._recall(memories, geometry) if use_reference_cache else self._replay(memories)
+        context = self._recall(memories, geometry) if options.use_reference_cache else self._replay(memories)
         geometry = geometry.to(latents.device)
         for index, t in enumerate(self.scheduler.timesteps):
             if self.interrupt:
@@ -698,9 +763,9 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
                     unconditional = self._predict(latents, t, geometry, {})
                 prediction = torch.lerp(unconditional, prediction, self.guidance_scale)
             latents = self.scheduler.step(prediction, t, latents, return_dict=False)[0]
-            if callback is not None:
-                tensors = {"latents": latents} if "latents" in callback_inputs else {}
-                latents = callback(self, first_step + index, t, tensors).get("latents", latents)
+            if options.callback is not None:
+                tensors = {"latents": latents} if "latents" in options.callback_inputs else {}
+                latents = options.callback(self, first_step + index, t, tensors).get("latents", latents)
             progress_bar.update()
         return latents
 
@@ -711,15 +776,15 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
 
     def _recall(self, memories: list[ViewMemory], geometry: ViewGeometry) -> dict[str, Any]:
         """The encoded memory of all rows, as arguments of `_predict`."""
-        caches = [memory.recall(geometry.row(row)) for row, memory in enumerate(memories) if len(memory)]
+        caches = [memory.recall(geometry.rows([row])) for row, memory in enumerate(memories) if len(memory)]
         return {"cache": caches[0] if len(caches) == 1 else KaleidoReferenceCache.cat(caches)} if caches else {}
 
     def _replay(self, memories: list[ViewMemory]) -> dict[str, Any]:
         """The memory of all rows as it is, to be encoded along with the targets at every step."""
         device = self._execution_device
         latents, geometries, groups = zip(*(memory.views() for memory in memories))
-        geometry = ViewGeometry(*(None if x[0] is None else torch.cat(x) for x in zip(*geometries)))
-        return {"memory": (torch.cat(latents).to(device), geometry.to(device), groups[0])}
+        geometry = ViewGeometry.cat_rows(geometries).to(device)
+        return {"memory": (torch.cat(latents).to(device), geometry, groups[0])}
 
     def _predict(self, latents, t: torch.Tensor, geometry: ViewGeometry, context: dict[str, Any]) -> torch.Tensor:
         """What the transformer predicts for noisy targets `[R, g, C, h, w]`, given a cache, a memory or nothing."""
@@ -730,12 +795,12 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             memory, memory_geometry, groups = context["memory"]
             latents = torch.cat([memory, latents], dim=1)
             timestep = torch.cat([timestep.new_zeros(memory.shape[:2]), timestep], dim=1)
-            geometry = ViewGeometry.cat(memory_geometry, geometry)
+            geometry = ViewGeometry.cat([memory_geometry, geometry])
             options["view_groups"] = groups + [len(groups)] * num_targets
         return self.transformer(
             latents.to(self.transformer.dtype),
             timestep,
-            **geometry._asdict(),
+            **geometry.arguments(),
             **options,
             attention_kwargs=self.attention_kwargs,
             return_dict=False,
@@ -751,3 +816,8 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         for count in reversed(leading[1:]):
             images = [images[i : i + count] for i in range(0, len(images), count)]
         return images
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")

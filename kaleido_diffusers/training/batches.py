@@ -1,7 +1,7 @@
 """Batches that follow from the seed and the number of the step alone, so that a run resumes where it stopped and
 several processes share what one would draw."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,88 +10,91 @@ from ..captures.images import CaptureError
 from ..captures.readers import load_scene
 from ..captures.readers.shards import find_shard
 from ..geometry.choosing import choose_references, sample_view_subset
-from ..worlds.drawn import DRAWN_KINDS, WorldSource
-from ..worlds.samples import InMemory, SceneSample, SceneSource, scene_sample
-from ..worlds.shards import ShardSource
-from ..worlds.sources import SYNTHETIC_KINDS, CaptureSource, SyntheticSource, capture_views
+from ..geometry.views import Views
+from ..worlds.samples import InMemory, SceneSource, scene_sample
+from ..worlds.sources import ShardSource, SourceOptions, capture_views, is_rendered, open_source
 from .config import TrainConfig
-from .objective import ViewBatch, ViewPartition, draw_partition
+from .objective import ViewPartition, draw_partition
 
 
 __all__ = [
     "StepBatches",
     "TrainingStep",
-    "open_source",
     "open_sources",
+    "source_options",
     "step_generator",
     "validation_samples",
 ]
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Randomness of one step; `stream` sets draws of one step apart (rows of the batch, say)."""
+    """Randomness of one step; `stream` sets draws of one step apart (rows of the batch, say).
+
+    Args:
+        seed (`int`): of the run.
+        step (`int`): its number.
+        stream (`int`, defaults to `0`): number of the draw within the step.
+    """
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4099 + stream)
 
 
-def open_source(name: str, config: TrainConfig, split: str = "train") -> SceneSource:
-    """A source by its name in `TrainConfig.data` (without weight)."""
-    if name in SYNTHETIC_KINDS:
-        return SyntheticSource(
-            *SYNTHETIC_KINDS[name],
-            split,
-            config.scenes if split == "train" else config.validation_scenes,
-            config.scene_views,
-            config.size,
-            config.spread,
-            config.max_solids,
-            config.render_samples,
-        )
-    if name in DRAWN_KINDS:
-        return WorldSource(
-            name,
-            split,
-            config.scenes if split == "train" else config.validation_scenes,
-            config.scene_views,
-            config.size,
-            config.arc,
-            config.assets,
-            config.zoom,
-        )
-    path = Path(name)
-    if find_shard(path):
-        return ShardSource(path, config.size)
-    if path.exists():
-        return CaptureSource(path, config.size, split, config.validation_photos)
-    raise CaptureError(
-        f"{name!r} is neither a kind of world ({', '.join([*SYNTHETIC_KINDS, *DRAWN_KINDS])}) nor a path."
+def source_options(config: TrainConfig, split: str = "train") -> SourceOptions:
+    """How the sources of a run are opened.
+
+    Args:
+        config (`TrainConfig`): settings of the run.
+        split (`str`, defaults to `"train"`): or `"validation"`.
+    """
+    return SourceOptions(
+        size=config.size,
+        split=split,
+        scenes=config.scenes if split == "train" else config.validation_scenes,
+        views=config.scene_views,
+        spread=config.spread,
+        max_solids=config.max_solids,
+        samples=config.render_samples,
+        assets=config.assets,
+        arc=config.arc,
+        zoom=config.zoom,
+        validation_photos=config.validation_photos,
     )
 
 
-def validation_samples(config: TrainConfig) -> list[tuple[SceneSample, int]]:
+def validation_samples(config: TrainConfig) -> list[tuple[Views, int]]:
     """Scenes that training does not see, each with the number of views, the first, that are references; two others are
     to be generated. Of a capture, the targets alone are unseen. Empty when training sees shards and no `validation` is
-    named."""
+    named.
+
+    Args:
+        config (`TrainConfig`): the settings.
+    """
     name = config.validation or config.data[0].partition("=")[0]
-    if find_shard(Path(name)) and config.validation is None:
+    is_shard = find_shard(Path(name)) is not None
+    if is_shard and config.validation is None:
         return []
-    if name not in SYNTHETIC_KINDS and name not in DRAWN_KINDS and Path(name).exists() and not find_shard(Path(name)):
+    if not is_rendered(name) and not is_shard and Path(name).exists():
         scene = load_scene(name, missing="skip")
         targets = capture_views(scene, "validation", config.validation_photos)[: config.validation_photos or 2]
         rest = capture_views(scene, "train", config.validation_photos)
         count = min(config.validation_references, len(rest))
         references = choose_references(scene.cameras, count, rest, scene.cameras[targets])
         return [(scene_sample(scene, config.size, references + targets), len(references))]
-    source = open_source(name, config, "validation")
+    source = open_source(name, source_options(config, "validation"))
     samples = [source[index] for index in range(min(len(source), config.validation_scenes))]
     return [(sample.select(range(min(5, len(sample)))), min(3, len(sample) - 1)) for sample in samples]
 
 
 def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource], list[float]]:
-    """The sources of a run and their weights, which sum to 1."""
+    """The sources of a run and their weights, which sum to 1.
+
+    Args:
+        config (`TrainConfig`): the settings.
+        progress (`Any`, defaults to `None`): wraps what is read at the start, to show how far it is.
+    """
     sources, weights = [], []
     for entry in config.data:
         name, _, weight = entry.partition("=")
-        source = open_source(name, config)
+        source = open_source(name, source_options(config))
         if isinstance(source, ShardSource) and source.fewest_views < config.views:
             raise CaptureError(f"{name}: has a scene of {source.fewest_views} views; `views` asks for {config.views}.")
         sources.append(InMemory(source, progress) if config.in_memory else source)
@@ -108,14 +111,18 @@ def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource],
 class TrainingStep:
     """What one process needs for one step."""
 
-    step: int
-    batch: ViewBatch  # rows of this process
+    step: int  # its number
+    batch: Views  # rows of this process
     encoded: bool  # whether the views are latents already
-    partition: ViewPartition
+    partition: ViewPartition  # of all rows
     rows: list[int]  # their numbers in the whole batch
 
     def noise(self, seed: int) -> list[torch.Generator]:
-        """Where the noise of each row comes from."""
+        """Where the noise of each row comes from.
+
+        Args:
+            seed (`int`): of the run.
+        """
         return [step_generator(seed, self.step, 2 * row + 3) for row in self.rows]
 
 
@@ -169,23 +176,17 @@ class StepBatches(torch.utils.data.Dataset):
                 len(sample), sample.cameras, sample.times, config.views, chooser, config.view_mix
             )
             samples.append(sample.select(views))
-        encoded = samples[0].views.dtype != torch.uint8
+        encoded = samples[0].pixels.dtype != torch.uint8
         return TrainingStep(step, _stack(samples), encoded, partition, self.rows)
 
 
-def _stack(samples: list[SceneSample]) -> ViewBatch:
-    """Scenes as a batch; views in [-1, 1]."""
-    arrays = {}
-    for key in ("poses", "intrinsics", "times"):
-        values = [getattr(sample, key) for sample in samples]
-        if any(value is None for value in values) and not all(value is None for value in values):
-            raise CaptureError(
-                f"Scenes with and without {key} cannot share a source: make them two entries of `data`."
-            )
-        arrays[key] = None if values[0] is None else torch.stack(values)
-    views = torch.stack([sample.views for sample in samples])
-    views = views.float() / 127.5 - 1 if views.dtype == torch.uint8 else views.float()
-    times = arrays.pop("times")
-    if times is not None:  # in float32, seconds since an epoch would lose their digits
-        times = (times - times[:, :1]).float()
-    return ViewBatch(views, **arrays, times=times)
+def _stack(samples: list[Views]) -> Views:
+    """Scenes as a batch; pixels in [-1, 1]."""
+    try:
+        batch = Views.stack(samples)
+    except ValueError as error:
+        raise CaptureError(
+            f"{error} Scenes of one source go into one batch: make them two entries of `data`."
+        ) from error
+    pixels = batch.pixels.float() / 127.5 - 1 if batch.pixels.dtype == torch.uint8 else batch.pixels.float()
+    return replace(batch, pixels=pixels)

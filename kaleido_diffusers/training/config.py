@@ -60,12 +60,14 @@ class TrainConfig:
     and `photos`; `motion`, which moves; `clips`, which moves and has no cameras), a folder of shards, a capture (its
     training split); for example `mixed=3 video runs/shards=2`."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """The model to train, when training does not start from a checkpoint."""
     init_from: Path | None = None
     """Pipeline folder to start from, instead of random weights. Its `prediction_type` and its autoencoder are kept."""
     vae: Path | None = None
     """Image autoencoder whose latents the model works on: a folder or Hub id as diffusers has them, or a folder with
     the weights of TAEF2. Pixels when not given."""
     lora: LoraOptions = field(default_factory=LoraOptions)
+    """The adapter to train instead of the model's own weights."""
     prediction_type: Literal["sample", "velocity"] = "sample"
     """What the model predicts: `sample` suits pixels, `velocity` latents."""
     logit_mean: float = 0.8

@@ -4,9 +4,14 @@ import json
 import math
 import os
 import shutil
+import signal
+import sys
+import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,12 +19,17 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast, set_seed
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
+from filelock import FileLock, Timeout
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from ..captures.images import save_image
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
+from ..files import folder_written_whole
+from ..geometry.views import Views
 from ..loaders.alignment import align_weights
 from ..loaders.lora import AdapterInfo, make_lora_config, save_adapter
 from ..models.latents import compression, decode_views, encode_views, latent_channels, load_autoencoder
@@ -30,19 +40,47 @@ from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from .batches import StepBatches, TrainingStep, open_sources, validation_samples
 from .config import TrainConfig
-from .objective import ViewBatch, ViewPartition, rectified_flow_loss
+from .objective import ViewPartition, rectified_flow_loss
 from .optimizer import make_optimizers
 
 
-__all__ = ["Trainer", "latest_checkpoint"]
+__all__ = ["Trainer", "latest_checkpoint", "set_damaged_aside"]
 
 _PARTITIONS = 64  # of views into groups, for each of which compiled blocks are compiled
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete `checkpoint-N` of a run."""
+    """The newest `checkpoint-N` of a run, which is complete.
+
+    Args:
+        folder (`Path`): of the run.
+    """
     numbers = _checkpoints(folder)
     return folder / f"checkpoint-{numbers[-1]}" if numbers else None
+
+
+def set_damaged_aside(folder: Path) -> None:
+    """Renames the newest checkpoints of the run in `folder` that cannot be read to `checkpoint-N.damaged`, with a
+    warning, down to the first that can."""
+    while (newest := latest_checkpoint(folder)) is not None:
+        try:
+            torch.load(newest / "state" / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+            for name in ("transformer", "transformer_ema"):
+                files = sorted((newest / name).glob("*.safetensors"))
+                if not files:
+                    raise FileNotFoundError(f"{name} holds no weights")
+                for file in files:
+                    safe_open(file, "pt").__enter__()
+            return
+        except Exception as error:  # whatever a damaged file makes its reader raise
+            aside, number = newest.with_name(f"{newest.name}.damaged"), 1
+            while aside.exists():
+                aside, number = newest.with_name(f"{newest.name}.damaged-{number}"), number + 1
+            os.rename(newest, aside)
+            before = latest_checkpoint(folder)
+            goes_on = f"training goes on from {before.name}" if before else "training starts anew"
+            reason = (str(error).splitlines() or [""])[0]
+            warnings.warn(f"{newest} is damaged ({reason}) and now called {aside.name}: {goes_on}.", stacklevel=3)
 
 
 def _checkpoints(folder: Path) -> list[int]:
@@ -76,6 +114,9 @@ class Trainer:
             )
         self.is_main = self.accelerator.is_main_process
         config.output.mkdir(parents=True, exist_ok=True)
+        if self.is_main:
+            set_damaged_aside(config.output)
+        self.accelerator.wait_for_everyone()
         self.checkpoint = latest_checkpoint(config.output)
         set_seed(config.seed)
         self.vae = self._make_autoencoder()
@@ -102,7 +143,12 @@ class Trainer:
 
     def train(self) -> Path:
         """Runs to the last step, until the minutes are over, or until validation has stopped rising. Returns the
-        folder of the averaged pipeline, or that of the adapter."""
+        folder of the averaged pipeline, or that of the adapter. Ctrl-C ends the step, saves and raises
+        `KeyboardInterrupt`; a second one raises it at once. `ValueError` while another trainer works in the folder."""
+        with self._folder_locked(), self._interrupts_noted():
+            return self._train()
+
+    def _train(self) -> Path:
         config, accelerator = self.config, self.accelerator
         self._started, saved, stops = time.monotonic(), self.step, self._is_exhausted()
         if config.tracker != "none":
@@ -122,7 +168,7 @@ class Trainer:
             losses.append(loss)
             self.step += 1
             bar.update()
-            stops = self._is_over()
+            stops = self._is_over() or self._is_interrupted(logs)
             if (logs or saves or stops) and not torch.stack([*losses, norm.detach()]).isfinite().all():
                 raise FloatingPointError(f"Training diverged before step {self.step}; what was saved before is whole.")
             if logs:
@@ -144,12 +190,55 @@ class Trainer:
         if saved < self.step:
             self.save()
         bar.close()
+        if self._is_stopped and self.step < config.steps:
+            raise KeyboardInterrupt(f"Step {self.step} is saved; the same command goes on from there.")
         folder = config.output / ("adapter" if config.lora.rank else "pipeline")
         if self.is_main:
             self._write_result(folder)
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return folder
+
+    @contextmanager
+    def _folder_locked(self) -> Iterator[None]:
+        """Two trainers in one folder would take each other's checkpoints away."""
+        if not self.is_main:
+            yield
+            return
+        try:
+            with FileLock(self.config.output / ".lock", timeout=0):
+                for rest in self.config.output.glob(".*.part"):  # of a killed run: their room may be needed
+                    shutil.rmtree(rest, ignore_errors=True)
+                yield
+        except Timeout as error:
+            raise ValueError(
+                f"Another trainer works in {self.config.output}: wait for it, or name another."
+            ) from error
+
+    @contextmanager
+    def _interrupts_noted(self) -> Iterator[None]:
+        self._interrupts, self._is_stopped = 0, False
+        if threading.current_thread() is not threading.main_thread():  # where signals do not arrive
+            yield
+            return
+
+        def note(_number, _frame):
+            self._interrupts += 1
+            if self._interrupts > 1:
+                raise KeyboardInterrupt(f"What {self.config.output} holds is whole; the same command goes on.")
+            print("\nCtrl-C: saving after this step; once more to stop at once.", file=sys.stderr)
+
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _is_interrupted(self, asks: bool) -> bool:
+        """Whether Ctrl-C was pressed. Several processes ask each other now and then: all stop at the same step."""
+        alone = self.accelerator.num_processes == 1
+        self._is_stopped = self._interrupts > 0 if alone else asks and self._agreed(self._interrupts > 0)
+        return self._is_stopped
 
     def _train_step(self, item: TrainingStep) -> tuple[torch.Tensor, torch.Tensor]:
         config, accelerator = self.config, self.accelerator
@@ -160,7 +249,7 @@ class Trainer:
         batch = item.batch.to(accelerator.device)
         with accelerator.autocast():
             if not item.encoded:
-                batch.views = encode_views(self.vae, batch.views).float()
+                batch = replace(batch, pixels=encode_views(self.vae, batch.pixels).float())
             loss = self.loss(batch, item.partition, item.noise(config.seed))
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(_trained(self.model), config.max_grad_norm)
@@ -168,14 +257,14 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         self.ema.step(_trained(self.model))
-        self.operations += self._operations(item.partition, *batch.views.shape[-2:])
+        self.operations += self._operations(item.partition, *batch.pixels.shape[-2:])
         return accelerator.reduce(loss.detach(), "mean"), norm
 
-    def loss(self, batch: ViewBatch, partition: ViewPartition, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    def loss(self, batch: Views, partition: ViewPartition, generators: Sequence[torch.Generator]) -> torch.Tensor:
         """What a step brings down, see [`rectified_flow_loss`]; a recipe with another objective overrides it.
 
         Args:
-            batch (`ViewBatch`): views of the rows of this process.
+            batch (`Views`): views of the rows of this process.
             partition (`ViewPartition`): references and target groups.
             generators (`Sequence[torch.Generator]`): source of the noise of each row.
         """
@@ -220,12 +309,9 @@ class Trainer:
         score = scores.get("validation_psnr", -math.inf)
         if self.is_main and score > self.best_score:
             self.best_score, self.best_step = score, self.step
-            part, final = self.config.output / ".best.part", self.config.output / f"best-{self.step}"
-            shutil.rmtree(part, ignore_errors=True)
-            self._save_weights(self.pipeline().transformer, part)
-            _sync(part)
-            if not final.exists():
-                os.rename(part, final)
+            if not (final := self.config.output / f"best-{self.step}").exists():
+                with folder_written_whole(final) as part:
+                    self._save_weights(self.pipeline().transformer, part)
         return self._agreed(self._is_exhausted())
 
     def _is_exhausted(self) -> bool:
@@ -366,7 +452,8 @@ class Trainer:
         if self.config.lora.rank:
             save_adapter(folder, self.result().transformer, self.adapter_info())
         else:
-            self.result().save_pretrained(folder)
+            with folder_written_whole(folder, replaces=True) as part:
+                self.result().save_pretrained(part)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -375,11 +462,6 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.is_main:
             output = self.config.output
-            part, final = output / f".checkpoint-{self.step}.part", output / f"checkpoint-{self.step}"
-            shutil.rmtree(part, ignore_errors=True)
-            self._save_weights(self._unwrapped(), part / "transformer")
-            self._save_weights(self.pipeline().transformer, part / "transformer_ema")
-            self.scheduler.save_pretrained(part / "scheduler")
             state = {
                 "step": self.step,
                 "ema_step": self.ema.optimization_step,
@@ -389,17 +471,29 @@ class Trainer:
                 "config": _decisive(self.config),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             }
-            (part / "state").mkdir()
-            torch.save(state, part / "state" / "state.pt")
-            _sync(part)
-            if not final.exists():
-                os.rename(part, final)
+            if not (output / f"checkpoint-{self.step}").exists():
+                with folder_written_whole(output / f"checkpoint-{self.step}", needs=self._size(state)) as part:
+                    self._save_weights(self._unwrapped(), part / "transformer")
+                    self._save_weights(self.pipeline().transformer, part / "transformer_ema")
+                    self.scheduler.save_pretrained(part / "scheduler")
+                    (part / "state").mkdir()
+                    torch.save(state, part / "state" / "state.pt")
             for number in _checkpoints(output)[: -self.config.keep]:
-                shutil.rmtree(output / f"checkpoint-{number}")
+                old = output / f".checkpoint-{number}.old.part"
+                os.rename(output / f"checkpoint-{number}", old)  # a kill leaves no half of it under its name
+                shutil.rmtree(old)
             for best in output.glob("best-*"):
                 if best.name != f"best-{self.best_step}":
                     shutil.rmtree(best)
         self.accelerator.wait_for_everyone()
+
+    def _size(self, state: dict) -> int:
+        """Bytes of a checkpoint: weights twice, and what the optimizers keep."""
+        tensors = [
+            tensor for part in state["optimizers"] for entry in part["state"].values() for tensor in entry.values()
+        ]
+        tensors += 2 * (_trained(self.transformer) if self.config.lora.rank else [*self.transformer.parameters()])
+        return sum(tensor.nbytes for tensor in tensors if torch.is_tensor(tensor))
 
     def _save_weights(self, transformer: KaleidoTransformer3DModel, folder: Path) -> None:
         """What is trained: the whole model, or the adapter."""
@@ -444,7 +538,7 @@ class Trainer:
             self._validation = validation_samples(config)
         pipe, given, made, truth = self.pipeline(), [], [], []
         for number, (sample, count) in enumerate(self._validation):
-            views = _pixels(self.vae, sample.views)
+            views = _pixels(self.vae, sample.pixels)
             times = {}
             if sample.times is not None:
                 times = {"frame_times": sample.times[:count], "target_times": sample.times[count:]}
@@ -467,7 +561,7 @@ class Trainer:
         made, truth = torch.cat(made), torch.cat(truth)
         rows = {"generated": made, "truth": truth, "difference": (made - truth).abs()}
         sheet = contact_sheet(torch.cat(given), rows, tile=96)
-        sheet.save(config.output / f"validation-{self.step:07d}.png")
+        save_image(sheet, config.output / f"validation-{self.step:07d}.png")
         return {"validation_psnr": psnr(made, truth).mean().item()}
 
     def _log(self, scores: dict[str, float]) -> None:
@@ -532,11 +626,4 @@ def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 def _single_thread(_worker: int) -> None:
     torch.set_num_threads(1)
-
-
-def _sync(folder: Path) -> None:
-    """Makes sure that what lies in a folder is on the disk before it gets its name."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's, which still wants a batch or two

@@ -8,39 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ..geometry.cameras import scene_frame
+from ..geometry.views import Views, as_shown
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 
 
-__all__ = ["ViewBatch", "ViewPartition", "draw_partition", "rectified_flow_loss"]
-
-
-@dataclass
-class ViewBatch:
-    """
-    Views of several scenes.
-
-    Attributes:
-        views (`torch.Tensor` of shape `[B, V, C, H, W]`): pixels in [-1, 1], or latents.
-        poses (`torch.Tensor` of shape `[B, V, 4, 4]`, *optional*): `world_from_camera`, in any frame and unit.
-        intrinsics (`torch.Tensor` of shape `[B, V, 3, 3]`, *optional*): normalised by width and height.
-        times (`torch.Tensor` of shape `[B, V]`, *optional*): seconds.
-    """
-
-    views: torch.Tensor
-    poses: torch.Tensor | None = None
-    intrinsics: torch.Tensor | None = None
-    times: torch.Tensor | None = None
-
-    def to(self, device: torch.device) -> "ViewBatch":
-        """The batch on another device."""
-        return ViewBatch(*(None if x is None else x.to(device) for x in vars(self).values()))
-
-    def select(self, views: Sequence[int]) -> "ViewBatch":
-        """Some of the views of every scene, in the order given."""
-        views = list(views)
-        return ViewBatch(*(None if x is None else x[:, views] for x in vars(self).values()))
+__all__ = ["ViewPartition", "draw_partition", "rectified_flow_loss"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +96,7 @@ def draw_partition(
 def rectified_flow_loss(
     transformer: KaleidoTransformer3DModel,
     scheduler: RectifiedFlowViewScheduler,
-    batch: ViewBatch,
+    batch: Views,
     partition: ViewPartition,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> torch.Tensor:
@@ -138,8 +111,8 @@ def rectified_flow_loss(
             The model, wrapped or not.
         scheduler ([`RectifiedFlowViewScheduler`]):
             Its training distribution and prediction type are used.
-        batch ([`ViewBatch`]):
-            Views of B scenes.
+        batch ([`Views`] of shape `[B, V]`):
+            Views in [-1, 1] or latents, in any frame and unit.
         partition ([`ViewPartition`]):
             Shared by the batch.
         generator (`torch.Generator` or a sequence of B of them, *optional*):
@@ -151,14 +124,11 @@ def rectified_flow_loss(
     batch = batch.select(partition.order)
     groups = partition.view_groups()
     num_references = partition.num_references
-    poses = batch.poses
-    if poses is not None:
-        poses = scene_frame(poses, num_references).normalize(poses).to(torch.float32)
+    batch = Views.seen(batch.pixels, as_shown(batch, num_references))
     if partition.drop_references:
-        batch = batch.select(range(num_references, len(groups)))
-        poses = None if poses is None else poses[:, num_references:]
+        batch = batch.select(slice(num_references, None))
         groups, num_references = groups[num_references:], 0
-    references, clean = batch.views[:, :num_references], batch.views[:, num_references:]
+    references, clean = batch.pixels[:, :num_references], batch.pixels[:, num_references:]
 
     rows = [(len(clean), generator)]
     if isinstance(generator, Sequence):
@@ -172,9 +142,7 @@ def rectified_flow_loss(
     prediction = transformer(
         torch.cat([references, noisy], dim=1),
         torch.cat([timestep.new_zeros(len(clean), num_references), timestep], dim=1),
-        poses=poses,
-        intrinsics=batch.intrinsics,
-        times=batch.times,
+        **batch.arguments(),
         view_groups=groups,
         num_targets=clean.shape[1],
         return_dict=False,

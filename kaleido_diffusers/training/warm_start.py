@@ -103,7 +103,11 @@ class WarmStart:
     left_behind: dict[str, int]
 
     def share(self, how: How) -> float:
-        """Share of our parameters that came in one way: `"reused"`, `"fitted"` or `"new"`."""
+        """Share of our parameters that came in one way: `"reused"`, `"fitted"` or `"new"`.
+
+        Args:
+            how (`How`): the way.
+        """
         return sum(row.parameters for row in self.origins if row.how == how) / self.transformer.num_parameters()
 
 

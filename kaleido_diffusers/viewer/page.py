@@ -1,9 +1,11 @@
 """The viewer: fly a camera through a capture, and see what the model makes of the place where it stops."""
 
-import sys
+import inspect
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
@@ -12,126 +14,24 @@ import torch
 import torch.nn.functional as F
 
 from ..captures.export import write_video
-from ..captures.images import fit_cameras
-from ..captures.scene import Scene
 from ..geometry.cameras import Cameras, SceneFrame, rotations_from_quaternions
-from ..geometry.choosing import choose_references
 from ..geometry.trajectories import focus_point, keyframes, up_direction
-from ..pipelines.memory import SceneMemory
-from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
+from ..web.origins import OriginRule
+from ..web.texts import as_markdown
+from .jobs import Jobs
+from .live import MOST_REFERENCES, LiveScene
 
 
-__all__ = ["LOOPBACK", "MOST_REFERENCES", "LiveScene", "Viewer"]
+__all__ = ["LOOPBACK", "Viewer"]
 
 REFERENCE, KEPT, KEYFRAME = (70, 110, 200), (60, 160, 80), (200, 60, 120)  # colours of frustums
 PHOTO_SIDE = 160  # pixels of the photos in the frustums
 VIEW_SIDE = 384  # pixels of the view on the page: small ones are enlarged
 MOST_POINTS = 50_000
-MOST_REFERENCES, MOST_REMEMBERED = 32, 64  # flights are long: a view attends to no more than the nearest
 START_BEHIND = 0.25  # how far behind a photo the flight starts, of the distance to what the cameras look at
 KEY_STEPS = 16  # pieces of the drawn path between two keyframes
 HELP = "Drag to turn, right-drag to shift, scroll or WASD to fly, click on a photo to go there. Stop, and look."
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-class LiveScene:
-    """
-    A capture whose references are encoded once, for views from anywhere.
-
-    Args:
-        pipe ([`KaleidoViewSynthesisPipeline`]): renders.
-        scene ([`Scene`]): the capture.
-        references (`int`): photos given to the model, spread over the capture.
-        height (`int`, *optional*): of the views in pixels; the model's own when not given.
-        width (`int`, *optional*): likewise.
-        seed (`int`): of the noise, the same for each view.
-    """
-
-    def __init__(
-        self,
-        pipe: KaleidoViewSynthesisPipeline,
-        scene: Scene,
-        references: int,
-        height: int | None = None,
-        width: int | None = None,
-        seed: int = 0,
-    ):
-        self.pipe, self.scene, self.seed = pipe, scene, seed
-        self.height, self.width = height or pipe.default_sample_size, width or pipe.default_sample_size
-        self.lens = fit_cameras(scene.cameras[:1], self.height, self.width)
-        self.memory: SceneMemory | None = None  # None until a view asks for it
-        self._of_references: SceneMemory | None = None
-        self._after_view: SceneMemory | None = None
-        self.choose(references)
-
-    def choose(self, references: int) -> None:
-        """Takes another number of references, and forgets the views that were kept."""
-        count = min(references, len(self.scene), MOST_REFERENCES)
-        self.references = choose_references(self.scene.cameras, count, range(len(self.scene)))
-        self.memory = self._of_references = self._after_view = None
-
-    def cameras(self, poses: torch.Tensor) -> Cameras:
-        """Cameras at `poses` `[V, 4, 4]` (`world_from_camera`) with the lens of the capture's first photo."""
-        return Cameras(poses, self.lens.intrinsics[0], self.lens.image_sizes[0])
-
-    def render(
-        self,
-        cameras: Cameras,
-        steps: int,
-        guidance_scale: float = 1.0,
-        on_step: Callable[[int, int], bool] = lambda done, total: True,
-    ) -> list[PIL.Image.Image] | None:
-        """
-        Views from `cameras` `[V]`, or `None` where `on_step` has stopped it. The references are encoded where they are
-        not yet.
-
-        Args:
-            cameras ([`Cameras`] of shape `[V]`): where from.
-            steps (`int`): denoising steps.
-            guidance_scale (`float`): 1 for none.
-            on_step (`Callable`): called with the steps done and all there are; `False` stops.
-        """
-
-        def after_step(pipe, step, _timestep, _tensors):
-            pipe._interrupt = not on_step(step + 1, pipe.num_timesteps)
-            return {}
-
-        out = self.pipe(
-            memory=self._encoded(),
-            target_poses=cameras,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            generator=torch.Generator().manual_seed(self.seed),
-            callback_on_step_end=after_step,
-        )
-        if self.pipe.interrupt:
-            return None
-        if len(cameras) == 1:
-            self._after_view = out.memory
-        return out.images
-
-    def keep(self) -> None:
-        """Adds the view that was rendered last to the memory; flights do not count."""
-        if self._after_view is not None:
-            self.memory, self._after_view = self._after_view, None
-
-    def forget(self) -> None:
-        """Goes back to the references alone."""
-        self.memory, self._after_view = self._of_references, None
-
-    def _encoded(self) -> SceneMemory:
-        if self.memory is None:
-            scene, scale = self.scene, 1.0
-            given = scene.cameras[self.references]
-            reach = (scene.cameras.centers - given.centers[0]).norm(dim=-1).max().item()
-            if len(given) == 1 and reach > 0:  # one reference does not tell the unit, the capture does
-                scale = 1 / reach
-            images = [scene.images[view] for view in self.references]
-            options = {"height": self.height, "width": self.width, "max_memory_views": MOST_REMEMBERED}
-            self.memory = self._of_references = self.pipe.encode_references(
-                images, given, camera_scale=scale, **options
-            )
-        return self.memory
 
 
 class Viewer:
@@ -147,6 +47,7 @@ class Viewer:
         steps (`int`): denoising steps at the start.
         guidance_scale (`float`): guidance at the start.
         settle (`float`): seconds for which the camera must stand still.
+        allow_origin (`Sequence[str]`): origins of further pages that may use it, see [`OriginRule`].
     """
 
     def __init__(
@@ -158,6 +59,7 @@ class Viewer:
         steps: int = 8,
         guidance_scale: float = 1.0,
         settle: float = 0.25,
+        allow_origin: Sequence[str] = (),
     ):
         self.live, self.output, self.settle = live, Path(output), settle
         live.pipe.set_progress_bar_config(disable=True)
@@ -169,8 +71,8 @@ class Viewer:
         self._kept = 0
         self._flying = True
         self._drawn: dict[str, list] = {"references": [], "kept": [], "keys": []}
-        self._server = _serve(host, port)
-        self._jobs = _Jobs(self._say)
+        self._server = _serve(host, port, OriginRule(allow_origin))
+        self._jobs = Jobs(self._say)
         self._build_page(steps, guidance_scale)
         self._draw_scene()
         self._server.on_client_connect(self._greet)
@@ -467,7 +369,7 @@ class Viewer:
         if frames is None:
             self._say("The flight was cancelled.")
             return
-        self._say(f"Wrote {self._write(frames)}.")
+        self._say(f"Wrote {as_markdown(str(self._write(frames)))}.")
 
     def _on_flight_step(self, done: int, total: int) -> bool:
         self._progress.value = 100 * done / total
@@ -486,53 +388,6 @@ class Viewer:
             file = write_video(file.with_suffix(".gif"), frames, self._fps.value)
         print(f"wrote {file}", flush=True)
         return file
-
-
-class _Jobs:
-    """A thread that does one job after the other. Of each kind only the newest waits, and it waits for its delay."""
-
-    def __init__(self, say: Callable[[str], None]):
-        self._say = say
-        self._waiting: dict[str, tuple[float, Callable[[], None]]] = {}  # kind -> when it is due, job
-        self._changed = threading.Condition()
-        self.closing = False
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def put(self, kind: str, job: Callable[[], None], delay: float = 0.0) -> None:
-        with self._changed:
-            self._waiting[kind] = (time.monotonic() + delay, job)
-            self._changed.notify()
-
-    def waits(self, *kinds: str) -> bool:
-        """Whether the job at work is out of date: the viewer closes, or one of these kinds waits."""
-        return self.closing or any(kind in self._waiting for kind in kinds)
-
-    def close(self) -> None:
-        with self._changed:
-            self.closing = True
-            self._changed.notify()
-        self._thread.join(timeout=30)
-
-    def _next(self) -> Callable[[], None] | None:
-        with self._changed:
-            while not self.closing:
-                wait = None
-                if self._waiting:
-                    kind = min(self._waiting, key=lambda kind: self._waiting[kind][0])
-                    wait = self._waiting[kind][0] - time.monotonic()
-                    if wait <= 0:
-                        return self._waiting.pop(kind)[1]
-                self._changed.wait(wait)
-        return None
-
-    def _work(self) -> None:
-        while (job := self._next()) is not None:
-            try:
-                job()
-            except Exception as error:  # the page goes on; what failed is said there and in the terminal
-                self._say(f"**This did not work:** {error}")
-                print(f"kaleido: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
 def _place(cameras: Cameras) -> SceneFrame:
@@ -557,7 +412,7 @@ def _enlarged(view: PIL.Image.Image) -> np.ndarray:
     return np.asarray(view.resize(size, PIL.Image.Resampling.BICUBIC))
 
 
-def _serve(host: str, port: int):
+def _serve(host: str, port: int, rule: OriginRule):
     try:
         import viser
     except ImportError as error:
@@ -569,4 +424,30 @@ def _serve(host: str, port: int):
         def request_share_url(self, *_args, **_options) -> None:
             return None
 
-    return Server(host=host, port=port, label="Kaleido", verbose=False)
+    with _only_own_pages(rule):
+        return Server(host=host, port=port, label="Kaleido", verbose=False)
+
+
+@contextmanager
+def _only_own_pages(rule: OriginRule) -> Iterator[None]:
+    """Servers that are started meanwhile refuse other requests. viser has no setting for it, and its pictures are on
+    their way before it says that a browser has come."""
+    import websockets.asyncio.server as library
+
+    serve = library.serve
+
+    def guarded(*arguments, process_request, **options):
+        async def checked(connection, request):
+            refusal = rule.refusal(request.headers.get("Host"), request.headers.get("Origin"))
+            if refusal is not None:
+                return connection.respond(HTTPStatus.FORBIDDEN, refusal)
+            answer = process_request(connection, request)
+            return await answer if inspect.isawaitable(answer) else answer
+
+        return serve(*arguments, process_request=checked, **options)
+
+    library.serve = guarded
+    try:
+        yield
+    finally:
+        library.serve = serve

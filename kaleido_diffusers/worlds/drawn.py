@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from ..geometry.views import Views
 from .assets import find_assets
 from .drawing import Drawing, Item, renderer
-from .samples import SceneSample
 from .staging import Stage, build_stage
 from .synthetic import SPLITS
 
@@ -80,7 +80,7 @@ class WorldSource:
     def __len__(self) -> int:
         return self.num_scenes
 
-    def __getitem__(self, index: int) -> SceneSample:
+    def __getitem__(self, index: int) -> Views:
         if not 0 <= index < self.num_scenes:
             raise IndexError(index)
         for attempt in range(_TRIES):
@@ -94,7 +94,7 @@ class WorldSource:
                 return sample
         raise RuntimeError(f"World {index} of {self.kind!r} shows nothing after {_TRIES} tries.")
 
-    def _draw(self, stage: Stage, rng: np.random.Generator) -> SceneSample | None:
+    def _draw(self, stage: Stage, rng: np.random.Generator) -> Views | None:
         """Views of a stage; nothing if no good ones are found."""
         fov = math.exp(rng.uniform(*np.log(stage.fov)))
         spread = math.exp(rng.uniform(*np.log(self.spread)))
@@ -133,9 +133,10 @@ class WorldSource:
         pictures = torch.from_numpy(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))
         clock = torch.from_numpy(seconds)
         if self.kind == "clips":
-            return SceneSample(pictures, times=clock)
+            return Views(pixels=pictures, times=clock)
         cameras = torch.from_numpy(poses), torch.from_numpy(intrinsics).float()
-        return SceneSample(pictures, *cameras, clock if moves else None)
+        poses, intrinsics = cameras
+        return Views(pixels=pictures, poses=poses, intrinsics=intrinsics, times=clock if moves else None)
 
 
 # Cameras

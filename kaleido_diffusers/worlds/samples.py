@@ -1,70 +1,36 @@
 """All views of one scene as tensors, and sequences of them to train on."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from ..captures.scene import Scene
-from ..geometry.cameras import Cameras
+from ..geometry.views import ViewGeometry, Views
 
 
-__all__ = ["InMemory", "SceneSample", "SceneSource", "scene_sample"]
+__all__ = ["InMemory", "SceneSource", "scene_sample"]
 
 
-@dataclass
-class SceneSample:
+def scene_sample(scene: Scene, size: int, views: Sequence[int]) -> Views:
+    """Some of the views of a capture, cropped and resized to `size` x `size` pixels, uint8.
+
+    Args:
+        scene ([`Scene`]): the capture.
+        size (`int`): pixels a side.
+        views (`Sequence[int]`): numbers of the photos.
     """
-    All views of one scene.
-
-    Attributes:
-        views (`torch.Tensor` of shape `[V, C, H, W]`): uint8 pixels, or latents in floating point.
-        poses (`torch.Tensor` of shape `[V, 4, 4]`, *optional*): `world_from_camera`, float64; not in video.
-        intrinsics (`torch.Tensor` of shape `[V, 3, 3]`, *optional*): normalised by width and height.
-        times (`torch.Tensor` of shape `[V]`, *optional*): seconds.
-    """
-
-    views: torch.Tensor
-    poses: torch.Tensor | None = None
-    intrinsics: torch.Tensor | None = None
-    times: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    @property
-    def cameras(self) -> Cameras | None:
-        """Cameras of the views, if they have any."""
-        if self.poses is None:
-            return None
-        height, width = self.views.shape[-2:]
-        scale = torch.tensor([width, height, 1.0], dtype=torch.float64)[:, None]
-        return Cameras(self.poses, self.intrinsics.double() * scale, [height, width])
-
-    def select(self, views: Sequence[int]) -> "SceneSample":
-        """Some of the views, in the order given."""
-        views = list(views)
-        return SceneSample(*(None if x is None else x[views] for x in vars(self).values()))
-
-
-def scene_sample(scene: Scene, size: int, views: Sequence[int]) -> SceneSample:
-    """Some of the views of a capture, cropped and resized to `size` x `size` pixels."""
     images, cameras = scene.fitted(views, size, size)
-    return SceneSample(
-        (images * 255).round().to(torch.uint8),
-        cameras.world_from_camera,
-        cameras.normalized_intrinsics.float(),
-        None if scene.times is None else scene.times[list(views)],
-    )
+    geometry = ViewGeometry.of(cameras, None if scene.times is None else scene.times[list(views)])
+    return Views.seen((images * 255).round().to(torch.uint8), geometry)
 
 
 class SceneSource(Protocol):
-    """A sequence of scenes."""
+    """A sequence of scenes: uint8 pixels or floating-point latents `[V, C, H, W]`, poses in float64."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> SceneSample: ...
+    def __getitem__(self, index: int) -> Views: ...
 
 
 class InMemory:
@@ -83,5 +49,5 @@ class InMemory:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> SceneSample:
+    def __getitem__(self, index: int) -> Views:
         return self._samples[index]

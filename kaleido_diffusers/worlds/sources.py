@@ -1,18 +1,35 @@
-"""Where training views come from, one scene at an index: synthetic worlds and captures. Shards are in `shards.py`."""
+"""Where training views come from, a scene at an index, opened by name: worlds, shards, captures."""
 
+import io
 import os
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
+from ..captures.images import CaptureError, as_image_tensor, fit_cameras, fit_views, load_image
 from ..captures.readers import load_scene
+from ..captures.readers.shards import ShardReader, find_shard
 from ..captures.scene import Scene
+from ..geometry.cameras import Cameras
 from ..geometry.choosing import split_views
-from .samples import SceneSample, scene_sample
+from ..geometry.views import ViewGeometry, Views
+from .drawn import DRAWN_KINDS, WorldSource
+from .samples import SceneSource, scene_sample
 from .synthetic import SPLITS, make_worlds, render, sample_views
 
 
-__all__ = ["SYNTHETIC_KINDS", "CaptureSource", "SyntheticSource", "capture_views"]
+__all__ = [
+    "SYNTHETIC_KINDS",
+    "CaptureSource",
+    "ShardSource",
+    "SourceOptions",
+    "SyntheticSource",
+    "capture_views",
+    "is_rendered",
+    "open_source",
+]
 
 # What users call the synthetic worlds: level and kind of [`SyntheticSource`].
 SYNTHETIC_KINDS = {
@@ -66,7 +83,7 @@ class SyntheticSource:
     def __len__(self) -> int:
         return self.num_scenes
 
-    def __getitem__(self, index: int) -> SceneSample:
+    def __getitem__(self, index: int) -> Views:
         if not 0 <= index < self.num_scenes:
             raise IndexError(index)
         seed = self.first_seed + index
@@ -79,13 +96,20 @@ class SyntheticSource:
         images = render(worlds.to(self.device), *arguments, size=(self.size, self.size), samples=self.samples)[0]
         views = (images * 255).round().to(torch.uint8).cpu()
         if self.kind == "video":
-            return SceneSample(views, times=times[0])
-        return SceneSample(views, poses[0].double(), intrinsics[0], times[0] if self.kind == "moving" else None)
+            return Views(pixels=views, times=times[0])
+        times = times[0] if self.kind == "moving" else None
+        return Views(pixels=views, poses=poses[0].double(), intrinsics=intrinsics[0], times=times)
 
 
 def capture_views(scene: Scene, split: str, validation_photos: int = 0) -> list[int]:
     """Views of a split, see [`split_views`]; with `validation_photos`, the validation views are so many of the
-    training views, evenly over their order, unless the capture names its own."""
+    training views, evenly over their order, unless the capture names its own.
+
+    Args:
+        scene ([`Scene`]): the capture.
+        split (`str`): `train`, `validation` or `test`.
+        validation_photos (`int`, defaults to `0`): how many training views are kept for validation.
+    """
     views = split_views(len(scene), scene.splits, split)
     if not validation_photos or split == "test" or (scene.splits or {}).get("val"):
         return views
@@ -114,7 +138,103 @@ class CaptureSource:
     def __len__(self) -> int:
         return 1
 
-    def __getitem__(self, index: int) -> SceneSample:
+    def __getitem__(self, index: int) -> Views:
         if index != 0:
             raise IndexError(index)
         return self.sample
+
+
+class ShardSource(ShardReader):
+    """
+    Scenes in WebDataset shards, see [`ShardReader`].
+
+    Args:
+        path (`str` or `Path`): a folder of `*.tar`, or one of them.
+        size (`int`, *optional*): height and width to crop and resize to; as stored when not given.
+    """
+
+    def __init__(self, path: str | os.PathLike, size: int | None = None):
+        super().__init__(path)
+        self.size = size
+
+    def __getitem__(self, index: int) -> Views:
+        if (latents := self.latents(index)) is not None:
+            return Views(pixels=latents[0], **latents[1])
+        encoded, arrays = self.parts(index)
+        file, name, _ = self._scenes[index]
+        where = f"{file}, scene {name!r}"
+        images = [as_image_tensor(load_image(io.BytesIO(content), exif=False, name=where)) for content in encoded]
+        return self._sample(images, arrays)
+
+    def _sample(self, images: list[torch.Tensor], arrays: dict[str, torch.Tensor]) -> Views:
+        geometry = ViewGeometry(**arrays)
+        if self.size is not None:
+            if geometry.poses is not None:
+                sizes = torch.tensor([image.shape[-2:] for image in images])
+                cameras = Cameras.from_normalized(geometry.poses, geometry.intrinsics, sizes)
+                geometry = ViewGeometry.of(fit_cameras(cameras, self.size, self.size), geometry.times)
+            images = [fit_views(image, None, self.size, self.size)[0] for image in images]
+        return Views.seen((torch.stack(images) * 255).round().to(torch.uint8), geometry)
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How a source is opened; each kind of source reads what concerns it."""
+
+    size: int = 64
+    """Height and width in pixels."""
+    split: str = "train"
+    """`train`, `validation` or `test`."""
+    scenes: int = 1000
+    """Rendered worlds."""
+    views: int = 12
+    """Views of each rendered world."""
+    spread: float = 1.0
+    """How far the cameras of a rendered world are apart, from 0 to 1."""
+    max_solids: int = 6
+    """Most solids in a synthetic world."""
+    samples: int = 3
+    """Rays along each side of a pixel of a rendered world."""
+    device: str = "cpu"
+    """Where synthetic worlds are rendered."""
+    assets: tuple[Path, ...] = ()
+    """Folders that drawn worlds are made of, see [`WorldSource`]."""
+    arc: tuple[float, float] = (0.03, 1.2)
+    """Least and greatest arc of the cameras of a drawn world, in radians."""
+    zoom: float = 0.3
+    """Part of the drawn worlds whose views differ in their field of view."""
+    validation_photos: int = 0
+    """Photos of a capture's training split that are kept for validation."""
+
+
+def is_rendered(name: str) -> bool:
+    """Whether a source of this `name` renders worlds, as many as it is asked for."""
+    return name in SYNTHETIC_KINDS or name in DRAWN_KINDS
+
+
+def open_source(name: str, options: SourceOptions) -> SceneSource:
+    """
+    A source by its name: a kind of world, shards, or a capture.
+
+    Args:
+        name (`str`): one of `SYNTHETIC_KINDS` or `DRAWN_KINDS`, or a path.
+        options ([`SourceOptions`]): how to open it.
+
+    Raises:
+        `CaptureError`: if it is neither.
+    """
+    worlds = (options.split, options.scenes, options.views, options.size)
+    if name in SYNTHETIC_KINDS:
+        level, kind = SYNTHETIC_KINDS[name]
+        return SyntheticSource(
+            level, kind, *worlds, options.spread, options.max_solids, options.samples, options.device
+        )
+    if name in DRAWN_KINDS:
+        return WorldSource(name, *worlds, options.arc, options.assets, options.zoom)
+    path = Path(name)
+    if find_shard(path):
+        return ShardSource(path, options.size)
+    if path.exists():
+        return CaptureSource(path, options.size, options.split, options.validation_photos)
+    kinds = ", ".join([*SYNTHETIC_KINDS, *DRAWN_KINDS])
+    raise CaptureError(f"{name!r} is neither a kind of world ({kinds}) nor a path.")

@@ -70,11 +70,16 @@ class Worlds:
         return len(self.shape)
 
     def to(self, device: str | torch.device) -> "Worlds":
+        """The same on another `device`."""
         return Worlds(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     @classmethod
     def stack(cls, worlds: Sequence["Worlds"]) -> "Worlds":
-        """Joins single worlds (without the dimension B) into a batch."""
+        """Joins single worlds (without the dimension B) into a batch.
+
+        Args:
+            worlds (`Sequence[Worlds]`): to be joined.
+        """
         return cls(**{f.name: torch.stack([getattr(world, f.name) for world in worlds]) for f in fields(cls)})
 
     @property
@@ -124,15 +129,30 @@ class Dice:
         self.generator = torch.Generator().manual_seed(seed)
 
     def uniform(self, low: float, high: float, *shape: int) -> torch.Tensor:
-        """Numbers between `low` and `high`."""
+        """Numbers between `low` and `high`.
+
+        Args:
+            low (`float`): smallest.
+            high (`float`): largest.
+            shape (`int`): of the result.
+        """
         return low + (high - low) * torch.rand(shape, generator=self.generator)
 
     def integer(self, low: int, high: int) -> int:
-        """An integer from `low` to `high - 1`."""
+        """An integer from `low` to `high - 1`.
+
+        Args:
+            low (`int`): smallest.
+            high (`int`): one above the largest.
+        """
         return int(torch.randint(low, high, (), generator=self.generator))
 
     def chance(self, probability: float) -> bool:
-        """True with this probability."""
+        """True with this probability.
+
+        Args:
+            probability (`float`): from 0 to 1.
+        """
         return bool(torch.rand((), generator=self.generator) < probability)
 
 

@@ -15,11 +15,11 @@ import PIL.ExifTags
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ...files import file_digest, write_json
-from ..images import CaptureError, load_image, open_image, upright_turns
+from ...files import file_digest, write_json, written_whole
+from ..images import CaptureError, load_image, open_image, save_image, upright_turns
+from ..pictures import camera_picture
 from ..readers import load_scene
 from ..readers.assembly import IMAGE_SUFFIXES, listed, load_json
-from ..report import camera_picture
 from .photo_checks import blurred, grey, same_pictures, sharpness, thumbnail
 from .structure_from_motion import StructureFromMotion, import_pycolmap
 
@@ -78,6 +78,9 @@ def find_photos(folder: str | os.PathLike) -> list[Path]:
     """
     The photos in a folder, in the order of their names (`2.jpg` before `10.jpg`). Other files are left out with a
     warning, hidden ones without. Raises [`CaptureError`] when there is no photo.
+
+    Args:
+        folder (`str` or `os.PathLike`): where they lie.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -219,9 +222,8 @@ def _parallax(model) -> float:
 def _draw(output: Path) -> None:
     """The picture of the cameras, from what other parts will read."""
     scene = load_scene(output)
-    part = output / "cameras.part.png"
-    camera_picture(scene.cameras, part, scene.points, [path.name for path in scene.image_paths])
-    os.replace(part, output / "cameras.png")
+    names = [path.name for path in scene.image_paths]
+    camera_picture(scene.cameras, output / "cameras.png", scene.points, names)
 
 
 # Photos
@@ -341,16 +343,15 @@ def _copy(photos: list[_Photo], folder: Path) -> None:
             if photo.is_kept or copy.resolve() != photo.file.path.resolve():
                 continue
             raise CaptureError(f"{copy} is not upright and is not changed in place: choose another output folder.")
-        part = folder.with_name(f"copy.part{copy.suffix}")
         if photo.is_kept:
-            shutil.copyfile(photo.file.path, part)
+            with written_whole(copy) as part:
+                shutil.copyfile(photo.file.path, part)
         else:
-            _save_upright(photo.file.path, part)
-        os.replace(part, copy)
+            _save_upright(photo.file.path, copy)
 
 
 def _save_upright(path: Path, copy: Path) -> None:
     with open_image(path) as header:
         exif = header.getexif()
     exif.pop(PIL.ExifTags.Base.Orientation, None)
-    load_image(path).save(copy, exif=exif, quality=95, subsampling=0)
+    save_image(load_image(path), copy, exif=exif, quality=95, subsampling=0)

@@ -83,7 +83,13 @@ class StructureFromMotion:
             pycolmap.logging.minloglevel = level
 
     def extract(self, one_camera: bool, max_image_size: int, max_features: int) -> None:
-        """Finds SIFT features in the photos that have none in the database."""
+        """Finds SIFT features in the photos that have none in the database.
+
+        Args:
+            one_camera (`bool`): whether all photos were taken by one.
+            max_image_size (`int`): pixels of the longer side that features are found at.
+            max_features (`int`): most features of a photo.
+        """
         pycolmap = import_pycolmap()
         if not self.database.exists():
             self._create_database(one_camera)
@@ -103,7 +109,11 @@ class StructureFromMotion:
             )
 
     def match(self, matching: Literal["exhaustive", "sequential"]) -> None:
-        """Matches and verifies the pairs of photos that are not matched in the database."""
+        """Matches and verifies the pairs of photos that are not matched in the database.
+
+        Args:
+            matching (`Literal[exhaustive, sequential]`): every pair, or neighbours in a sequence.
+        """
         pycolmap = import_pycolmap()
         ids = self._ids()
         with pycolmap.Database.open(self.database) as database:

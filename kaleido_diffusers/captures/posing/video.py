@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ...files import file_digest, write_json
+from ...files import file_digest, folder_written_whole, write_json
 from ..images import MAX_IMAGE_PIXELS, CaptureError
 from ..readers.assembly import load_json
 from .photo_checks import SAME_PICTURE, difference, sharpness, thumbnail
@@ -68,12 +67,11 @@ def sharp_frames(
                 f"{output} holds something else than these frames of {video.name}: choose another folder."
             )
         return sorted(output.glob("*.jpg"))
-    part = output.with_name(f"{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    _write(video, part, _chosen(video, _survey(video, start, end), count))
-    write_json(record, request)
-    os.replace(part, output)
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with folder_written_whole(output) as part:
+        part.mkdir()
+        _write(video, part, _chosen(video, _survey(video, start, end), count))
+        write_json(record, request)
     return sorted(output.glob("*.jpg"))
 
 

@@ -53,7 +53,7 @@ _NOTICED = 1e-4
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What [`load_scene`] was asked for; see there."""
+    """What [`load_scene`] was asked for: its `images`, `missing`, `background`, `downscale` and `scene`."""
 
     images: Path | None = None
     missing: Literal["error", "skip"] = "error"
@@ -161,7 +161,11 @@ def _has_all(where: Path, what: str, there: list[bool]) -> bool:
 
 
 def scene_name(folder: Path) -> str:
-    """What to call the scene of a folder, which is part of the names of what is written about it."""
+    """What to call the scene of a folder, which is part of the names of what is written about it.
+
+    Args:
+        folder (`Path`): of the scene.
+    """
     name = folder.resolve().name
     name = folder.resolve().parent.name if name == "nerfstudio" else name  # DL3DV
     return printable(name) or "capture"
@@ -197,7 +201,11 @@ def _indexed(splits: dict[str, Iterable[str]], names: list[str]) -> dict[str, li
 
 
 def load_json(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds; raises [`CaptureError`] otherwise, and for files above `MAX_JSON_BYTES`."""
+    """The object that a JSON file holds; raises [`CaptureError`] otherwise, and for files above `MAX_JSON_BYTES`.
+
+    Args:
+        file (`Path`): a JSON file.
+    """
     file_size(file, MAX_JSON_BYTES)
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -209,7 +217,11 @@ def load_json(file: Path) -> dict[str, Any]:
 
 
 def load_array(file: Path) -> np.ndarray:
-    """Real numbers of an `.npy` file; raises [`CaptureError`] where there are none."""
+    """Real numbers of an `.npy` file; raises [`CaptureError`] where there are none.
+
+    Args:
+        file (`Path`): an `.npy` file.
+    """
     try:
         array = np.load(file, allow_pickle=False)
     except Exception as error:  # numpy's parser of headers lets through whatever Python's own raises
@@ -234,7 +246,13 @@ def _sized(where: Path, frame: Frame, downscale: int | None) -> Frame:
 
 
 def smaller_copy(root: Path, path: Path, downscale: int | None = None) -> Path | None:
-    """The photo in `images_2`, `images_4` or `images_8` beside the folder of `root` that it should lie in."""
+    """The photo in `images_2`, `images_4` or `images_8` beside the folder of `root` that it should lie in.
+
+    Args:
+        root (`Path`): folder of the capture.
+        path (`Path`): the photo at full size.
+        downscale (`int`, *optional*): how many times smaller it is wanted; the largest there is when not given.
+    """
     folder, *rest = path.relative_to(root).parts
     if not rest:
         return None
@@ -359,7 +377,13 @@ def _fits(stored: tuple[int, int], wanted: tuple[int, int], frame: Frame) -> boo
 
 
 def inside(root: Path, name: str, where: str) -> Path:
-    """The path `root` / `name`; raises [`CaptureError`] if it is none, or leads out of `root`, by links too."""
+    """The path `root` / `name`; raises [`CaptureError`] if it is none, or leads out of `root`, by links too.
+
+    Args:
+        root (`Path`): folder of the capture.
+        name (`str`): what a file says, relative to the folder.
+        where (`str`): what errors call it.
+    """
     path = os.path.join(root, name.replace("\\", "/"))
     parent, base = os.path.split(path)
     try:
@@ -383,12 +407,21 @@ def clear_caches() -> None:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images of a folder, by name."""
+    """The images of a folder, by name.
+
+    Args:
+        folder (`Path`): where they lie.
+    """
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def file_size(file: Path, most: int) -> int:
-    """Size in bytes; raises [`CaptureError`] for files above `most`."""
+    """Size in bytes; raises [`CaptureError`] for files above `most`.
+
+    Args:
+        file (`Path`): to be measured.
+        most (`int`): bytes that are allowed.
+    """
     size = file.stat().st_size
     if size > most:
         raise CaptureError(f"{file}: {size} bytes are more than the {most} that are allowed.")
@@ -396,7 +429,13 @@ def file_size(file: Path, most: int) -> int:
 
 
 def finite(value: object, where: str, positive: bool = False) -> float:
-    """`value` as a number; raises [`CaptureError`] where it is none."""
+    """`value` as a number; raises [`CaptureError`] where it is none.
+
+    Args:
+        value (`object`): what a file says.
+        where (`str`): what errors call it.
+        positive (`bool`, defaults to `False`): whether it must be above zero.
+    """
     try:
         number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
     except OverflowError:
@@ -409,16 +448,32 @@ def finite(value: object, where: str, positive: bool = False) -> float:
 
 
 def intrinsics_of(focal_x: float, focal_y: float, center_x: float, center_y: float) -> tuple[tuple[float, ...], ...]:
-    """3 x 3 numbers."""
+    """3 x 3 numbers.
+
+    Args:
+        focal_x (`float`): pixels.
+        focal_y (`float`): pixels.
+        center_x (`float`): pixels from the left edge.
+        center_y (`float`): pixels from the top edge.
+    """
     return (focal_x, 0.0, center_x), (0.0, focal_y, center_y), (0.0, 0.0, 1.0)
 
 
 def printable(text: str) -> str:
-    """Names of files need not be UTF-8; what is printed must be."""
+    """Names of files need not be UTF-8; what is printed must be.
+
+    Args:
+        text (`str`): any name.
+    """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def listed(names: Iterable[str], limit: int = 10) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and how many more there are.
+
+    Args:
+        names (`Iterable[str]`): all of them.
+        limit (`int`, defaults to `10`): how many are spelled out.
+    """
     names = [printable(name) for name in names]
     return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")

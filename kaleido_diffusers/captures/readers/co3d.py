@@ -24,13 +24,22 @@ _MAX_ENTRY = 1 << 20
 
 
 def find_co3d(path: Path) -> Path | None:
-    """The folder of a sequence whose category has annotations, or that of the category."""
+    """The folder of a sequence whose category has annotations, or that of the category.
+
+    Args:
+        path (`Path`): file or folder to look at.
+    """
     return path if path.is_dir() and any((f / _FILE).is_file() for f in (path, path.parent)) else None
 
 
 def read_co3d(folder: Path, options: ReadOptions) -> Scene:
     """Reads one sequence: that of the folder, or of a category's folder the one that `options.scene` names. The
-    annotations are read entry by entry: those of a whole category do not fit in memory."""
+    annotations are read entry by entry: those of a whole category do not fit in memory.
+
+    Args:
+        folder (`Path`): the folder.
+        options (`ReadOptions`): how captures are read.
+    """
     is_category = (folder / _FILE).is_file()
     category = folder if is_category else folder.parent
     sequence, file = options.scene if is_category else folder.name, category / _FILE

@@ -58,7 +58,11 @@ _LONGEST_NAME = 4096
 
 
 def find_colmap(path: Path) -> Path | None:
-    """The folder of the model: `sparse/0` or its like, or the folder itself."""
+    """The folder of the model: `sparse/0` or its like, or the folder itself.
+
+    Args:
+        path (`Path`): file or folder to look at.
+    """
     if not path.is_dir():
         return None
     kinds = [(path / place, suffix) for place in _PLACES for suffix in (".bin", ".txt")]
@@ -69,7 +73,12 @@ def find_colmap(path: Path) -> Path | None:
 
 def read_colmap(model: Path, options: ReadOptions) -> Scene:
     """Reads a model. The photos lie in `images/` beside `sparse/`, or where `options.images` says; masks, if any, in
-    `masks/` beside them, called as the photo with `.png` after it."""
+    `masks/` beside them, called as the photo with `.png` after it.
+
+    Args:
+        model (`Path`): folder of the model.
+        options (`ReadOptions`): how captures are read.
+    """
     capture = model.parent if model.parent.name != "sparse" else model.parent.parent
     capture = capture if capture.name != "colmap" else capture.parent
     root = options.images or next((f / "images" for f in (capture, model) if (f / "images").is_dir()), capture)

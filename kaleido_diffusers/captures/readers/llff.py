@@ -19,13 +19,22 @@ _FOLDERS = ("images", "images_2", "images_4", "images_8", "rgb", "")
 
 
 def find_llff(path: Path) -> Path | None:
-    """The `poses_bounds.npy` of a folder."""
+    """The `poses_bounds.npy` of a folder.
+
+    Args:
+        path (`Path`): file or folder to look at.
+    """
     file = path if path.name == "poses_bounds.npy" else path / "poses_bounds.npy"
     return file if file.is_file() else None
 
 
 def read_llff(file: Path, options: ReadOptions) -> Scene:
-    """Reads the poses; photos are those of `images/` (or `images_{2,4,8}`), masks those of `masks/`."""
+    """Reads the poses; photos are those of `images/` (or `images_{2,4,8}`), masks those of `masks/`.
+
+    Args:
+        file (`Path`): the file.
+        options (`ReadOptions`): how captures are read.
+    """
     file_size(file, _MAX_BYTES)
     rows = load_array(file)
     if rows.ndim != 2 or rows.shape[1] != _COLUMNS:

@@ -26,18 +26,31 @@ _FARTHEST = 0.02  # seconds between a TUM frame and its pose
 
 
 def find_seven_scenes(path: Path) -> Path | None:
-    """The folder, when it holds `frame-*.pose.txt`."""
+    """The folder, when it holds `frame-*.pose.txt`.
+
+    Args:
+        path (`Path`): file or folder to look at.
+    """
     return path if path.is_dir() and next(path.glob("frame-*.pose.txt"), None) else None
 
 
 def find_tum(path: Path) -> Path | None:
-    """The folder, when it holds `rgb.txt` and `groundtruth.txt`."""
+    """The folder, when it holds `rgb.txt` and `groundtruth.txt`.
+
+    Args:
+        path (`Path`): file or folder to look at.
+    """
     return path if all((path / name).is_file() for name in ("rgb.txt", "groundtruth.txt")) else None
 
 
 def read_seven_scenes(folder: Path, options: ReadOptions) -> Scene:
     """Reads a sequence; the intrinsics stand in one of `INTRINSICS_FILES`, that of the colour camera first. The centre
-    of the picture is taken to be at half its size, as such files have it."""
+    of the picture is taken to be at half its size, as such files have it.
+
+    Args:
+        folder (`Path`): the folder.
+        options (`ReadOptions`): how captures are read.
+    """
     (intrinsics, lens), root = _calibration(folder), options.images or folder
     frames = []
     for file in sorted(folder.glob("frame-*.pose.txt")):
@@ -50,7 +63,12 @@ def read_seven_scenes(folder: Path, options: ReadOptions) -> Scene:
 
 def read_tum(folder: Path, options: ReadOptions) -> Scene:
     """Reads a sequence; each frame gets the pose nearest in time, frames without one within 0.02 s are left out. The
-    intrinsics stand in one of `INTRINSICS_FILES`, as OpenCV counts: from the centre of the first pixel."""
+    intrinsics stand in one of `INTRINSICS_FILES`, as OpenCV counts: from the centre of the first pixel.
+
+    Args:
+        folder (`Path`): the folder.
+        options (`ReadOptions`): how captures are read.
+    """
     (intrinsics, lens), root = _calibration(folder, first_pixel=0.5), options.images or folder
     file = folder / "groundtruth.txt"
     truth = sorted(_rows(file, 8))

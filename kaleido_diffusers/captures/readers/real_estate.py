@@ -20,7 +20,11 @@ _COLUMNS = 19
 
 
 def find_real_estate(path: Path) -> Path | None:
-    """The camera file: itself, or the only one in its folder."""
+    """The camera file: itself, or the only one in its folder.
+
+    Args:
+        path (`Path`): file or folder to look at.
+    """
     files = [path] if path.is_file() else sorted(path.glob("*.txt"))
     found = [file for file in files if file.suffix == ".txt" and _is_camera_file(file)]
     return found[0] if len(found) == 1 else None
@@ -37,7 +41,12 @@ def _is_camera_file(file: Path) -> bool:
 
 def read_real_estate(file: Path, options: ReadOptions) -> Scene:
     """Reads one camera file. The frames are images called after their timestamps, in a folder called as the file,
-    in `images/`, `frames/` or `rgb/`, or beside it."""
+    in `images/`, `frames/` or `rgb/`, or beside it.
+
+    Args:
+        file (`Path`): the file.
+        options (`ReadOptions`): how captures are read.
+    """
     file_size(file, _MAX_BYTES)
     numbers, rows = [], []
     for number, line in enumerate(os.fsdecode(file.read_bytes()).splitlines()[1:], start=2):

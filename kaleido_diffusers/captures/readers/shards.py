@@ -57,7 +57,11 @@ class ShardReader:
 
     def parts(self, index: int) -> tuple[list[bytes], dict[str, torch.Tensor]]:
         """The encoded images of a scene, and what `scene.json` says of them: `poses` `[V, 4, 4]` and `intrinsics`
-        `[V, 3, 3]`, normalised, and `times` `[V]`, each where given."""
+        `[V, 3, 3]`, normalised, and `times` `[V]`, each where given.
+
+        Args:
+            index (`int`): number of the scene.
+        """
         where, contents = self._contents(index)
         if LATENTS in contents:
             raise CaptureError(f"{where}: holds latents for training, and no pictures.")
@@ -68,7 +72,11 @@ class ShardReader:
 
     def latents(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]] | None:
         """The latents `[V, C, h, w]` of a scene and its arrays, as [`~ShardReader.parts`] has them; `None` for a scene
-        of pictures."""
+        of pictures.
+
+        Args:
+            index (`int`): number of the scene.
+        """
         if LATENTS not in self._scenes[index][2]:
             return None
         where, contents = self._contents(index)
@@ -104,14 +112,23 @@ class ShardReader:
 
 
 def find_shard(path: Path) -> Path | None:
-    """A tar file, or a folder of them."""
+    """A tar file, or a folder of them.
+
+    Args:
+        path (`Path`): file or folder to look at.
+    """
     if path.is_dir():
         return path if next(path.glob("*.tar"), None) else None
     return path if path.suffix == ".tar" else None
 
 
 def read_shard(path: Path, options: ReadOptions) -> Scene:
-    """Reads the scene that `options.scene` names, or the only one."""
+    """Reads the scene that `options.scene` names, or the only one.
+
+    Args:
+        path (`Path`): file or folder to look at.
+        options (`ReadOptions`): how captures are read.
+    """
     source = ShardReader(path)
     names = source.names
     chosen = [index for index, name in enumerate(names) if options.scene in (None, name)]
@@ -127,9 +144,8 @@ def read_shard(path: Path, options: ReadOptions) -> Scene:
     described = [(io.BytesIO(content), f"{where}, image {number}") for number, content in enumerate(encoded)]
     sizes = torch.tensor([open_image(*image).size[::-1] for image in described])
     loaders = [partial(_decode, content, name) for content, (_, name) in zip(encoded, described)]
-    scale = torch.nn.functional.pad(sizes.flip(-1), (0, 1), value=1).unsqueeze(-1)
     try:
-        cameras = Cameras(arrays["poses"], arrays["intrinsics"] * scale, sizes)
+        cameras = Cameras.from_normalized(arrays["poses"], arrays["intrinsics"], sizes)
     except ValueError as error:
         raise CaptureError(f"{where}: {error}") from error
     return Scene(SceneImages(loaders), cameras, scene_name(Path(names[chosen[0]])), arrays.get("times"))

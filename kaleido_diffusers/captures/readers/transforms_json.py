@@ -33,20 +33,33 @@ _EXTENSIONS = (".png", ".jpg", ".jpeg")
 
 def find_transforms(path: Path) -> Path | None:
     """The `transforms.json` of a capture: itself, in its folder, or in `nerfstudio/` of a DL3DV scene. Any JSON file
-    that is named itself."""
+    that is named itself.
+
+    Args:
+        path (`Path`): file or folder to look at.
+    """
     if path.is_file():
         return path if path.suffix == ".json" else None
     return next((f for f in (path / "transforms.json", path / "nerfstudio/transforms.json") if f.is_file()), None)
 
 
 def find_blender(path: Path) -> Path | None:
-    """The folder, when it holds `transforms_train.json`."""
+    """The folder, when it holds `transforms_train.json`.
+
+    Args:
+        path (`Path`): file or folder to look at.
+    """
     return path if (path / "transforms_train.json").is_file() else None
 
 
 def read_transforms(file: Path, options: ReadOptions) -> Scene:
     """Reads one `transforms.json`. Poses stay in the frame of the file: an `applied_transform` has been applied to
-    them by the tool that names it."""
+    them by the tool that names it.
+
+    Args:
+        file (`Path`): the file.
+        options (`ReadOptions`): how captures are read.
+    """
     data = load_json(file)
     splits = {
         split: [name.replace("\\", "/") for name in _strings(data[key], f"{file}: `{key}`")]
@@ -58,7 +71,12 @@ def read_transforms(file: Path, options: ReadOptions) -> Scene:
 
 def read_blender(folder: Path, options: ReadOptions) -> Scene:
     """Reads `transforms_{train,val,test}.json`, whose frames have no file extension; the files become splits of one
-    scene, in this order."""
+    scene, in this order.
+
+    Args:
+        folder (`Path`): the folder.
+        options (`ReadOptions`): how captures are read.
+    """
     frames, splits = [], {}
     for number, split in enumerate(BLENDER_SPLITS):
         file = folder / f"transforms_{split}.json"

@@ -21,13 +21,22 @@ _MAX_BYTES = 10_000
 
 
 def find_zero123(path: Path) -> Path | None:
-    """The folder, when it holds a `NNN.npy` with an image beside it."""
+    """The folder, when it holds a `NNN.npy` with an image beside it.
+
+    Args:
+        path (`Path`): file or folder to look at.
+    """
     files = path.glob("[0-9][0-9][0-9].npy") if path.is_dir() else ()
     return path if any(file.with_suffix(".png").is_file() for file in files) else None
 
 
 def read_zero123(folder: Path, options: ReadOptions) -> Scene:
-    """Reads a folder of renders."""
+    """Reads a folder of renders.
+
+    Args:
+        folder (`Path`): the folder.
+        options (`ReadOptions`): how captures are read.
+    """
     files = sorted(folder.glob("[0-9][0-9][0-9].npy"))
     focal = 0.5 / math.tan(math.radians(FOV) / 2)
     frames = []

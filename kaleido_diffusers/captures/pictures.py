@@ -1,10 +1,9 @@
-"""What a capture looks like before anything is made of it: its cameras drawn in space, and figures and warnings."""
+"""The cameras of a capture, drawn in space."""
 
 import base64
 import io
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +12,20 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
-from ..geometry.cameras import Cameras, look_at, view_distances
-from ..geometry.trajectories import focus_point, up_direction
-from .scene import Scene
+from ..files import written_whole
+from ..geometry.cameras import Cameras, look_at
+from ..geometry.trajectories import up_direction
 
 
 __all__ = [
     "FRUSTUM_EDGES",
-    "CaptureSummary",
     "camera_picture",
     "camera_scene_html",
-    "capture_summary",
     "frustum_corners",
     "frustum_size",
+    "neighbour_distances",
     "points_near",
+    "thinned",
     "upright_axes",
 ]
 
@@ -34,8 +33,6 @@ _MAX_POINTS = 20_000  # of those that are drawn and projected
 _MAX_LABELS = 8
 _THUMBNAIL = 240  # pixels of the longer side
 
-
-# Pictures
 
 _INK, _GRID, _DUST = "#333333", "#dddddd", "#6f7a85"
 
@@ -82,8 +79,10 @@ def camera_picture(
     figure.text(0.02, 0.945, count if points is None else f"{count}, {len(points):,} points", fontsize=12, color=_INK)
     if len(cameras) > 1:
         _draw_order(figure, len(cameras))
-    figure.savefig(path, dpi=120)
-    return Path(path)
+    path = Path(path)
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=120, format=path.suffix[1:] or "png")
+    return path
 
 
 @dataclass
@@ -111,7 +110,7 @@ class _Drawing:
         drawing_from_world = upright_axes(cameras)
         centers = cameras.centers @ drawing_from_world.mT
         frustums = frustum_corners(cameras) @ drawing_from_world.mT
-        points = torch.zeros(0, 3) if points is None else _thinned(points)
+        points = torch.zeros(0, 3) if points is None else thinned(points)
         points = points_near(points.to(centers) @ drawing_from_world.mT, centers)
         everything = torch.cat([frustums.reshape(-1, 3), points])
         return cls(centers, frustums, points, everything.amin(0), everything.amax(0))
@@ -141,15 +140,24 @@ _AHEAD = (5, 6)
 
 
 def frustum_size(cameras: Cameras) -> float:
-    """How deep to draw frustums: as deep as the cameras' distances leave room for."""
-    gap = float(_neighbour_distances(cameras.centers).median())
+    """How deep to draw frustums: as deep as the cameras' distances leave room for.
+
+    Args:
+        cameras ([`Cameras`]): `[V]`.
+    """
+    gap = float(neighbour_distances(cameras.centers).median())
     extent = 2 * float((cameras.centers - cameras.centers.mean(0)).norm(dim=-1).max())
     return min(max(0.7 * gap, 0.04 * extent), 0.12 * extent) or 1.0
 
 
 def frustum_corners(cameras: Cameras, size: float | None = None) -> torch.Tensor:
     """Corners `[V, 7, 3]` of frustums in the world, `size` deep ([`frustum_size`] when not given): see
-    `FRUSTUM_EDGES`."""
+    `FRUSTUM_EDGES`.
+
+    Args:
+        cameras ([`Cameras`]): `[V]`.
+        size (`float`, *optional*): depth in the world's unit.
+    """
     size = frustum_size(cameras) if size is None else size
     height, width = cameras.image_sizes.to(cameras.intrinsics).unbind(-1)
     zero = torch.zeros_like(width)
@@ -162,7 +170,11 @@ def frustum_corners(cameras: Cameras, size: float | None = None) -> torch.Tensor
 
 def upright_axes(cameras: Cameras) -> torch.Tensor:
     """Rotation `[3, 3]` to the axes right, away and up: the cameras' up, and away as they look on the whole, or along
-    which they spread least where they look all round."""
+    which they spread least where they look all round.
+
+    Args:
+        cameras ([`Cameras`]): `[V]`.
+    """
     up = up_direction(cameras)
     level = torch.eye(3).to(up) - torch.outer(up, up)
     away = level @ cameras.forward.mean(0)
@@ -174,20 +186,34 @@ def upright_axes(cameras: Cameras) -> torch.Tensor:
     return torch.stack([torch.linalg.cross(away, up), away, up])
 
 
-def _neighbour_distances(centers: torch.Tensor) -> torch.Tensor:
-    """Distance `[V]` of each camera to the nearest other; zero for one alone."""
+def neighbour_distances(centers: torch.Tensor) -> torch.Tensor:
+    """Distance `[V]` of each camera to the nearest other; zero for one alone.
+
+    Args:
+        centers (`torch.Tensor` of shape `[V, 3]`): of the cameras.
+    """
     if len(centers) < 2:
         return torch.zeros_like(centers[:, 0])
     return torch.cdist(centers, centers).fill_diagonal_(torch.inf).amin(-1)
 
 
-def _thinned(points: torch.Tensor) -> torch.Tensor:
+def thinned(points: torch.Tensor) -> torch.Tensor:
+    """Points `[P, 3]`, no more than a picture needs: every so manyth of them.
+
+    Args:
+        points (`torch.Tensor` of shape `[P, 3]`): of a capture.
+    """
     return points[:: -(-len(points) // _MAX_POINTS) or 1]
 
 
 def points_near(points: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
     """The points that a picture can hold: between their 3rd and 97th percentiles, a little widened, and within three
-    camera extents of the cameras."""
+    camera extents of the cameras.
+
+    Args:
+        points (`torch.Tensor`): `[P, 3]` in the world.
+        centers (`torch.Tensor`): of the cameras, `[V, 3]`.
+    """
     if not len(points):
         return points
     low, high = points.quantile(0.03, dim=0), points.quantile(0.97, dim=0)
@@ -328,8 +354,10 @@ def camera_scene_html(
     script = None if thumbnails is None else _hover_script([_data_url(image) for image in thumbnails])
     page = graph_objects.Figure(traces, layout)
     config = {"displaylogo": False, "showSendToCloud": False}  # plotly would offer to upload the photos
-    page.write_html(path, include_plotlyjs=True, post_script=script, config=config, default_height="95vh")
-    return Path(path)
+    path = Path(path)
+    with written_whole(path) as part:
+        page.write_html(part, include_plotlyjs=True, post_script=script, config=config, default_height="95vh")
+    return path
 
 
 def _trace(graph_objects, places: torch.Tensor, **style):
@@ -362,182 +390,3 @@ def _hover_script(urls: Sequence[str]) -> str:
     }});
     plot.on('plotly_unhover', () => {{ photo.style.display = 'none'; }});
     """
-
-
-# Figures and warnings
-
-
-@dataclass(frozen=True)
-class CaptureSummary:
-    """
-    What there is to know about a capture before it is used. Lengths are in world units.
-
-    Attributes:
-        name (`str`): of the capture.
-        num_views (`int`): photos.
-        image_sizes (`dict[tuple[int, int], int]`): photos of each (height, width), most frequent first.
-        fov (`tuple` of two `(float, float)`): least and largest field of view in degrees, horizontal and vertical.
-        extent (`float`): largest distance between two cameras.
-        focus_distance (`float`, *optional*): median distance to the point that the cameras look at, if they do.
-        baselines (`tuple[float, float, float]`): distance to the nearest other camera: least, median, largest.
-        times (`tuple[float, float]`, *optional*): first and last second.
-        num_masks (`int`): masks.
-        num_points (`int`): sparse points.
-        splits (`dict[str, int]`): photos of each split.
-        warnings (`list[str]`): what is likely wrong, a sentence each.
-    """
-
-    name: str
-    num_views: int
-    image_sizes: dict[tuple[int, int], int]
-    fov: tuple[tuple[float, float], tuple[float, float]]
-    extent: float
-    focus_distance: float | None
-    baselines: tuple[float, float, float]
-    times: tuple[float, float] | None
-    num_masks: int
-    num_points: int
-    splits: dict[str, int]
-    warnings: list[str]
-
-    def table(self) -> str:
-        """The figures as aligned lines of text, without the warnings."""
-        sizes = [
-            f"{width} x {height}" + f" ({count})" * (len(self.image_sizes) > 1)
-            for (height, width), count in self.image_sizes.items()
-        ]
-        horizontal, vertical = (_span(*span, ".1f") for span in self.fov)
-        focus = "no common point" if self.focus_distance is None else f"{self.focus_distance:.4g} away (median)"
-        least, median, largest = self.baselines
-        rows = {
-            "photos": str(self.num_views),
-            "sizes": f"{', '.join(sizes[:4])}{', ...' * (len(sizes) > 4)}",
-            "field of view": f"{horizontal} x {vertical} degrees",
-            "extent": f"{self.extent:.4g} between the farthest cameras",
-            "looks at": focus,
-            "next camera": f"{median:.4g} away (median; {least:.4g} to {largest:.4g})",
-            "points": f"{self.num_points:,}" if self.num_points else "none",
-            "masks": self.num_masks or "none",
-            "times": "none" if self.times is None else f"{_span(*self.times, '.4g')} s",
-            "splits": ", ".join(f"{name} {count}" for name, count in self.splits.items()) or "none",
-        }
-        return "\n".join(f"  {key:<14} {value}" for key, value in rows.items())
-
-
-def _span(least: float, largest: float, form: str) -> str:
-    least, largest = format(least, form), format(largest, form)
-    return least if least == largest else f"{least} to {largest}"
-
-
-def capture_summary(scene: Scene) -> CaptureSummary:
-    """Counts, sizes, lenses and distances of a capture, and warnings about what a user is likely to trip over. Photos
-    are not decoded."""
-    cameras = scene.cameras.to("cpu")
-    centers = cameras.centers
-    names = [str(view) for view in range(len(cameras))]
-    if scene.image_paths is not None:
-        names = [path.name for path in scene.image_paths]
-    focus = _meeting_point(cameras)
-    gaps = _neighbour_distances(centers)
-    times = scene.times
-    points = None if scene.points is None else scene.points.to(centers)
-    extent = float(torch.cdist(centers, centers).max())
-    warnings = _lens_warnings(cameras, names) + _pose_warnings(cameras, times, extent, names)
-    if points is not None and len(points):
-        warnings += _point_warnings(cameras, points, extent, names)
-    return CaptureSummary(
-        name=scene.name,
-        num_views=len(cameras),
-        image_sizes=dict(Counter(map(tuple, cameras.image_sizes.tolist())).most_common()),
-        fov=tuple(zip(cameras.fov.amin(0).tolist(), cameras.fov.amax(0).tolist())),
-        extent=extent,
-        focus_distance=None if focus is None else float((centers - focus).norm(dim=-1).median()),
-        baselines=(float(gaps.min()), float(gaps.median()), float(gaps.max())),
-        times=None if times is None else (float(times.min()), float(times.max())),
-        num_masks=0 if scene.masks is None else len(scene.masks),
-        num_points=0 if points is None else len(points),
-        splits={name: len(views) for name, views in (scene.splits or {}).items()},
-        warnings=warnings,
-    )
-
-
-def _meeting_point(cameras: Cameras) -> torch.Tensor | None:
-    """The point `[3]` that the cameras look at; none where their axes are parallel, or fewer than half see it."""
-    forward = cameras.forward
-    spread = torch.linalg.eigvalsh(torch.eye(3).to(forward) - (forward.mT @ forward) / len(forward))[0]
-    if spread < 1e-3 or (cameras.centers == cameras.centers[0]).all():
-        return None
-    focus = focus_point(cameras)
-    return focus if _sees(cameras, focus[None]).float().mean() >= 0.5 else None
-
-
-def _sees(cameras: Cameras, points: torch.Tensor) -> torch.Tensor:
-    """Which cameras have which points `[P, 3]` in front of them and in the image, `[V, P]`."""
-    seen = []
-    for camera in cameras:
-        pixels, depths = camera.project(points)
-        seen.append((depths > 0) & ((pixels >= 0) & (pixels <= camera.image_sizes.flip(-1))).all(-1))
-    return torch.stack(seen)
-
-
-def _lens_warnings(cameras: Cameras, names: Sequence[str]) -> list[str]:
-    found = []
-    offsets = (cameras.normalized_intrinsics[:, :2, 2] - 0.5).abs().amax(-1)
-    if (offsets > 0.1).any():
-        found.append(
-            f"The principal point is far off centre, by up to {100 * offsets.max():.0f}% of the image, in"
-            f" {_which(offsets > 0.1, names)}: crops are so; otherwise the intrinsics belong to another image size."
-        )
-    fov = cameras.fov.amax(-1)
-    if fov.max() > 1.5 * fov.min():
-        found.append(f"Fields of view differ much: {fov.min():.0f} to {fov.max():.0f} degrees on the longer side.")
-    areas = cameras.image_sizes.prod(-1)
-    if areas.max() > 2 * areas.min():
-        found.append(f"Image sizes differ much: {areas.min() / 1e6:.2g} to {areas.max() / 1e6:.2g} megapixels.")
-    return found
-
-
-def _pose_warnings(cameras: Cameras, times: torch.Tensor | None, extent: float, names: Sequence[str]) -> list[str]:
-    if len(cameras) < 2:
-        return []
-    found = []
-    centers = cameras.centers
-    if extent <= 1e-6 * float(centers.abs().max()):
-        found.append("All cameras stand at one spot: nothing tells how far away the scene is.")
-    away = (centers - centers.median(dim=0).values).norm(dim=-1)
-    gaps = _neighbour_distances(centers)
-    outlier = (away > 5 * away.median()) & (gaps > 5 * gaps.median())
-    if outlier.any():
-        found.append(
-            f"Far from all other cameras: {_which(outlier, names)}, {float(away[outlier].max() / extent):.0%} of the"
-            " extent from the middle. Such poses are often wrong, and they set the scale of the scene."
-        )
-    poses = cameras.world_from_camera.clone()
-    poses[:, :3, 3] /= extent or 1.0
-    same = view_distances(poses, poses, times, times).triu(1) + torch.ones(len(poses), len(poses)).tril()
-    twins = (same < 1e-6).any(0)
-    if twins.any():
-        found.append(f"The same pose as an earlier view: {_which(twins, names)}.")
-    return found
-
-
-def _point_warnings(cameras: Cameras, points: torch.Tensor, extent: float, names: Sequence[str]) -> list[str]:
-    found = []
-    points = _thinned(points[points.isfinite().all(-1)])
-    seen = _sees(cameras, points)
-    blind = ~seen.any(-1)
-    if blind.any():
-        found.append(f"No point lies in the image of {_which(blind, names)}: a wrong pose, or it looks elsewhere.")
-    lost = float((~seen.any(0)).float().mean())
-    if lost > 0.01:
-        found.append(f"{lost:.0%} of the points lie in no image: are points and cameras in the same frame?")
-    depth = float((points - cameras.centers.mean(0)).norm(dim=-1).median())
-    if 1e-6 * depth < extent < 0.01 * depth:
-        found.append(f"The cameras hardly move: {extent / depth:.1%} of their distance to the points (median).")
-    return found
-
-
-def _which(chosen: torch.Tensor, names: Sequence[str], limit: int = 4) -> str:
-    views = chosen.nonzero().flatten().tolist()
-    rest = f", and {len(views) - limit} more" if len(views) > limit else ""
-    return f"{len(views)} of {len(chosen)} views ({', '.join(names[view] for view in views[:limit])}{rest})"

@@ -1,0 +1,140 @@
+"""`kaleido evaluate --protocol`: a published protocol, from a data set to a table beside the published numbers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..evaluation.benchmark import BenchmarkRun, RunSettings, check_pixels, make_plan, merge_runs
+from ..evaluation.benchmark_report import write_report
+from ..evaluation.metrics import LPIPS
+from ..evaluation.protocols import PROTOCOLS, Protocol, protocol_named
+from .loading import load_pipeline
+
+
+__all__ = ["ProtocolOptions", "list_protocols", "merge", "run_protocol"]
+
+
+@dataclass
+class ProtocolOptions:
+    """A published protocol, instead of this project's own."""
+
+    protocol: str | None = None
+    """Name of a published protocol; DATA is then the folder of its data set. `--list-protocols` shows them."""
+    list_protocols: bool = False
+    """Show the protocols and what each needs, and end."""
+    splits: Path | None = None
+    """Folder or file of the split, where none ships, or instead of it; its hash goes into the result."""
+    only: tuple[str, ...] = ()
+    """Scenes to take; the means are then partial."""
+    allow_partial: bool = False
+    """Score what is there although scenes, frames or files are missing; the means are then partial."""
+    part: str | None = None
+    """Which scenes this process takes, such as `3/8`: the third of eight."""
+    merge: tuple[Path, ...] = ()
+    """Folders of parts to bring together in OUTPUT; nothing is drawn."""
+    masks: Path | None = None
+    """Folder of DTU's masks, for masked scores."""
+    pictures: bool = False
+    """Write the views, and show the worst, the median and the best in the report."""
+    seed: int = 0
+    """Of the noise."""
+    max_memory_views: int | None = None
+    """Most views that a target attends to."""
+    joins_memory: Literal["all", "first", "none"] | None = None
+    """Which generated views later ones attend to; the pipeline's own choice when not given."""
+    best_of_looking_at_the_truth: int = 1
+    """Score also the best of so many samples of a target by the truth, under a name that says so."""
+    sweep_scale_looking_at_the_truth: bool = False
+    """With one reference, score also the best of 20 scales of the scene by the truth, likewise."""
+
+
+def list_protocols() -> None:
+    """Prints every protocol with what it needs."""
+    for protocol in PROTOCOLS.values():
+        counts = ", ".join(str(count or "all") for count in protocol.references)
+        size = "as stored" if protocol.size is None else f"{protocol.size[0]}x{protocol.size[1]}"
+        print(f"{protocol.name}: {counts} references, {size}, SSIM {protocol.ssim}, LPIPS {protocol.lpips or '-'}")
+        print(f"    split: {protocol.split} ({protocol.source}); needs {protocol.needs}")
+        if protocol.note:
+            print(f"    note: {protocol.note}")
+
+
+def merge(folders: tuple[Path, ...], output: Path) -> None:
+    """Brings parts together and writes the report.
+
+    Args:
+        folders (`tuple[Path, ...]`): of the parts.
+        output (`Path`): of the whole.
+    """
+    merge_runs(folders, output)
+    _report(output)
+
+
+def run_protocol(
+    options: ProtocolOptions,
+    data: str,
+    references: tuple[int, ...] | None,
+    checkpoint: str,
+    size: int | None,
+    call: dict,
+    lpips: Path | None,
+    device: str,
+    output: Path,
+) -> None:
+    """
+    Plans, checks, runs and reports.
+
+    Args:
+        options ([`ProtocolOptions`]): what to run.
+        data (`str`): folder of the data set.
+        references (`tuple[int, ...]`, *optional*): numbers of references; the protocol's when not given.
+        checkpoint (`str`): what is scored; `none` for the nearest reference alone.
+        size (`int`, *optional*): shorter side at which the model makes views; its own when not given.
+        call (`dict`): options of the pipeline's call.
+        lpips (`Path`, *optional*): weights of LPIPS.
+        device (`str`): where to run.
+        output (`Path`): folder of the run.
+    """
+    protocol, folder = protocol_named(options.protocol), Path(data)
+    metric = _lpips(protocol, lpips)
+    plan = make_plan(protocol, folder, references or protocol.references, options.splits, options.only)
+    check_pixels(protocol, folder, plan)
+    _answer(plan.problems, options.allow_partial)
+    if not plan.items:
+        raise ValueError(f"{data}: nothing of {protocol.name} can be scored; it needs {protocol.needs}.")
+    pipe = None if checkpoint == "none" else load_pipeline(checkpoint, device)
+    if pipe is not None:
+        pipe.set_progress_bar_config(disable=True)
+        size = size or pipe.default_sample_size
+    chosen = {"max_memory_views": options.max_memory_views, "joins_memory": options.joins_memory}
+    call = call | {name: value for name, value in chosen.items() if value is not None}
+    truth = (options.best_of_looking_at_the_truth, options.sweep_scale_looking_at_the_truth)
+    settings = RunSettings(checkpoint, size, options.seed, *truth, call)
+    run = BenchmarkRun(protocol, plan, settings, output, None if metric is None else metric.net)
+    run.run(pipe, folder, metric, options.part, options.masks, options.pictures)
+    _report(output)
+
+
+def _lpips(protocol: Protocol, weights: Path | None) -> LPIPS | None:
+    """The net that the protocol asks for, or none."""
+    if weights is not None:
+        return LPIPS(weights, protocol.lpips)
+    if protocol.lpips is not None:
+        print(f"LPIPS is not taken: {protocol.name} wants --lpips with the weights of {protocol.lpips!r}.")
+    return None
+
+
+def _answer(problems: list[str], allow_partial: bool) -> None:
+    if not problems:
+        return
+    shown = "\n  ".join(problems[:20]) + (f"\n  and {len(problems) - 20} more" if len(problems) > 20 else "")
+    if not allow_partial:
+        raise ValueError(f"{len(problems)} things are missing (--allow-partial scores the rest):\n  {shown}")
+    print(f"Partial: {len(problems)} things are missing:\n  {shown}")
+
+
+def _report(output: Path) -> None:
+    written = write_report(output)
+    print((output / "report.md").read_text(encoding="utf-8"))
+    for path in written:
+        print(f"wrote {path}")
