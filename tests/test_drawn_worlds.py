@@ -10,12 +10,13 @@ import torch
 from world_assets import make_assets, photo
 
 from kaleido_diffusers.captures.images import CaptureError
-from kaleido_diffusers.training.batches import open_source
+from kaleido_diffusers.training.batches import source_options
 from kaleido_diffusers.training.config import TrainConfig
 from kaleido_diffusers.worlds import drawing, drawn
 from kaleido_diffusers.worlds.assets import MeshFile, asset_split, find_assets, load_mesh, shape
 from kaleido_diffusers.worlds.drawing import Drawing, Item, Light, renderer
 from kaleido_diffusers.worlds.drawn import DRAWN_KINDS, WorldSource
+from kaleido_diffusers.worlds.sources import open_source
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +137,9 @@ def test_too_many_views_are_refused():
 @pytest.mark.parametrize("kind", DRAWN_KINDS)
 def test_kinds_give_samples_that_follow_from_the_seed(kind, assets):
     first, again = source(assets, kind)[3], source(assets, kind)[3]
-    assert torch.equal(first.views, again.views) and first.views.dtype == torch.uint8
-    assert first.views.shape == (5, 3, 48, 48)
-    assert not torch.equal(first.views, source(assets, kind)[4].views)
+    assert torch.equal(first.pixels, again.pixels) and first.pixels.dtype == torch.uint8
+    assert first.pixels.shape == (5, 3, 48, 48)
+    assert not torch.equal(first.pixels, source(assets, kind)[4].pixels)
     assert (first.poses is None) == (kind == "clips")
     assert (first.times is None) == (kind not in ("motion", "clips"))
     if first.poses is not None:
@@ -152,7 +153,7 @@ def test_kinds_give_samples_that_follow_from_the_seed(kind, assets):
 def test_no_view_is_flat_and_all_have_something_in_common(assets):
     worlds = source(assets, "worlds", num_views=6)
     for index in range(12):
-        views = worlds[index].views.float()
+        views = worlds[index].pixels.float()
         assert views.mean(1).flatten(1).std(-1).min() > 5, index
 
 
@@ -174,7 +175,7 @@ def test_zoom_changes_the_field_of_view_within_a_world(assets):
 
 def test_portrait_and_landscape_keep_pixels_square(assets):
     sample = source(assets, "objects", size=(64, 40))[0]
-    assert sample.views.shape[-2:] == (64, 40)
+    assert sample.pixels.shape[-2:] == (64, 40)
     torch.testing.assert_close(sample.intrinsics[:, 0, 0] * 40, sample.intrinsics[:, 1, 1] * 64)
 
 
@@ -183,13 +184,13 @@ def test_moving_worlds_differ_by_their_time_alone(assets, monkeypatch):
     still = [worlds[i] for i in range(10)]
     still = [s for s in still if (s.poses - s.poses[:1]).abs().max() < 1e-9]
     assert still, "in half of the worlds the camera stands"
-    changed = [(s.views.float() - s.views[:1].float()).abs().mean((1, 2, 3)).max() for s in still]
+    changed = [(s.pixels.float() - s.pixels[:1].float()).abs().mean((1, 2, 3)).max() for s in still]
     assert max(changed) > 2, "something moves"
     monkeypatch.setattr(drawn, "_moved", lambda world, *_: world)
     frozen = [source(assets, "motion", num_views=6)[i] for i in range(10)]
     frozen = [s for s in frozen if (s.poses - s.poses[:1]).abs().max() < 1e-9]
     for sample in frozen:  # what remains is exposure
-        gray = sample.views.float().mean(1).flatten(1)
+        gray = sample.pixels.float().mean(1).flatten(1)
         gray = (gray - gray.mean(1, keepdim=True)) / gray.std(1, keepdim=True)
         assert (gray - gray[:1]).abs().mean() < 0.1
 
@@ -215,8 +216,8 @@ def test_splits_share_no_asset(assets):
 
 def test_splits_of_a_source_take_other_seeds_and_assets(assets):
     train, test = source(assets, "objects")[0], source(assets, "objects", split="test")[0]
-    assert not torch.equal(train.views, test.views)
-    assert source(assets, "scenes", split="test")[0].views.shape == (5, 3, 48, 48), "rooms stand in"
+    assert not torch.equal(train.pixels, test.pixels)
+    assert source(assets, "scenes", split="test")[0].pixels.shape == (5, 3, 48, 48), "rooms stand in"
 
 
 def test_assets_that_say_no_are_left_out(tmp_path):
@@ -233,7 +234,7 @@ def test_photos_alone_suffice(tmp_path):
     for number in range(12):
         photo(number).save(tmp_path / "photos" / f"{chr(97 + number)}.jpg")
     for kind in ("objects", "rooms", "outdoors", "photos"):
-        assert source(tmp_path, kind)[0].views.float().std() > 5
+        assert source(tmp_path, kind)[0].pixels.float().std() > 5
 
 
 def test_normals_follow_round_things_and_keep_edges():
@@ -284,16 +285,16 @@ def test_what_is_missing_is_said(monkeypatch):
 
 def test_workers_draw_what_the_main_process_draws(assets):
     worlds = source(assets, "objects", num_scenes=4, num_views=3, size=32)
-    here = [worlds[i].views for i in range(4)]
+    here = [worlds[i].pixels for i in range(4)]
     loader = torch.utils.data.DataLoader(worlds, batch_size=None, num_workers=2, timeout=120)
     for mine, theirs in zip(here, loader):
-        assert torch.equal(mine, theirs.views)
+        assert torch.equal(mine, theirs.pixels)
 
 
 def test_the_trainer_opens_drawn_worlds(assets, tmp_path):
     config = TrainConfig(
         tmp_path, data=("rooms",), assets=(assets,), size=32, scene_views=4, scenes=10, arc=(0.1, 0.2)
     )
-    opened = open_source("rooms", config)
-    assert isinstance(opened, WorldSource) and len(opened) == 10 and opened[0].views.shape == (4, 3, 32, 32)
-    assert open_source("objects", config, "validation").first_seed != opened.first_seed
+    opened = open_source("rooms", source_options(config))
+    assert isinstance(opened, WorldSource) and len(opened) == 10 and opened[0].pixels.shape == (4, 3, 32, 32)
+    assert open_source("objects", source_options(config, "validation")).first_seed != opened.first_seed
