@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import PIL.Image
@@ -13,11 +14,13 @@ import torch
 from conftest import make_pipeline
 from tqdm import tqdm
 
-from kaleido_diffusers import bundled_checkpoint, cli, load_scene, sample_capture
+from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, cli, load_scene, sample_capture
 from kaleido_diffusers.bundled import BUNDLED
 from kaleido_diffusers.cli import main
 from kaleido_diffusers.cli.errors import run_verb
 from kaleido_diffusers.cli.info import working_attention_backends
+from kaleido_diffusers.cli.loading import load_pipeline
+from kaleido_diffusers.loaders.lora import AdapterInfo, make_lora_config, save_adapter
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +217,17 @@ def test_errors_stand_alone_behind_no_bar(capfd):
 
     assert run_verb(Busy()) == 1
     assert capfd.readouterr().err.splitlines()[-1] == "kaleido: no"
+
+
+def test_what_lora_makes_goes_where_checkpoints_go(tmp_path):
+    base = KaleidoViewSynthesisPipeline.from_pretrained(bundled_checkpoint())
+    base.transformer.add_adapter(make_lora_config(rank=2))
+    info = AdapterInfo.of(base.transformer, base_name="kaleido-tiny")
+    save_adapter(tmp_path / "adapter", base.transformer, info)
+    pipe = load_pipeline(str(tmp_path / "adapter"), "cpu")
+    assert pipe.get_active_adapters() == ["default_0"]
+    arguments = f"render skull --checkpoint {tmp_path / 'adapter'} --targets 3 --steps 1 --output {tmp_path / 'out'}"
+    assert cli.main(arguments.split()) == 0
+    save_adapter(tmp_path / "lost", base.transformer, replace(info, base_name="gone"))
+    with pytest.raises(ValueError, match="its base 'gone' neither ships nor lies here"):
+        load_pipeline(str(tmp_path / "lost"), "cpu")

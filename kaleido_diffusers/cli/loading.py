@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from ..bundled import resolve_capture, resolve_checkpoint
 from ..captures.readers import load_scene
 from ..captures.scene import Scene
 from ..geometry.choosing import split_views
+from ..loaders.lora import read_adapter_info
 from ..pipelines.hub import explain_hub_error
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 
@@ -78,20 +80,38 @@ def loading_of(checkpoint: str) -> Iterator[None]:
 
 
 def load_pipeline(checkpoint: str, device: str = "auto", dtype: str = "float32") -> KaleidoViewSynthesisPipeline:
-    """A pipeline on its device.
+    """A pipeline on its device; of an adapter, its base with the adapter attached.
 
     Args:
-        checkpoint (`str`): folder, Hub id, `bundled`, or the name of a bundled checkpoint.
+        checkpoint (`str`): folder, Hub id, `bundled`, or the name of a bundled checkpoint; or a folder of an adapter
+            (see `kaleido lora`) whose base is one of these. Where the base is not found, raises `ValueError`.
         device (`str`, defaults to `"auto"`): `cpu`, `cuda`, `mps`, or the best there is. One that is not
             there raises `ValueError`.
         dtype (`str`, defaults to `"float32"`): precision of the weights.
     """
-    folder = resolve_checkpoint(checkpoint)
+    folder, adapter = resolve_checkpoint(checkpoint), None
+    if (Path(folder) / LORA_WEIGHT_NAME_SAFE).is_file():
+        adapter, folder = folder, _base_of(folder)
     with loading_of(checkpoint):
         pipe = KaleidoViewSynthesisPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
+        if adapter is not None:
+            pipe.load_lora_weights(adapter)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         return pipe.to(device)
     except (RuntimeError, AssertionError) as error:  # torch raises either
         raise ValueError(f"--device {device!r} cannot be used here ({str(error).splitlines()[0]}).") from error
+
+
+def _base_of(adapter: str) -> str:
+    """The folder or Hub id of the base that an adapter was trained on."""
+    info = read_adapter_info(adapter)
+    if info is None:
+        raise ValueError(f"{adapter}: an adapter that does not say which base it belongs to; load it in Python.")
+    base = resolve_checkpoint(info.base_name)
+    if base == info.base_name and "/" not in base and not Path(base).is_dir():
+        raise ValueError(
+            f"{adapter}: its base {base!r} neither ships nor lies here. Run the command where its folder lies."
+        )
+    return base

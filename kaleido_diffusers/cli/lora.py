@@ -75,6 +75,7 @@ class Lora:
             write_card(folder)
         for path in (folder, config.output / "log.jsonl"):
             print(f"wrote {path}")
+        print(f"next: kaleido render {self.capture} --checkpoint {folder}")
 
     def _scores(
         self, base: str, tuned: KaleidoViewSynthesisPipeline, capture: str, size: int
