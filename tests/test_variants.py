@@ -31,7 +31,7 @@ def render(pipe, steps: int = 4) -> torch.Tensor:
     """Two held-out views of the sample, and how near they are to the photos."""
     pipe.set_progress_bar_config(disable=True)
     scene = load_scene(sample_capture())
-    images, cameras = scene.fitted([0, 7, 14, 3, 10], 64, 64)
+    images, cameras = scene.fitted([0, 7, 14, 3, 10], 128, 128)
     generator = torch.Generator().manual_seed(0)
     options = {"num_inference_steps": steps, "output_type": "pt", "generator": generator}
     views = pipe(images[:3], cameras[:3], cameras[3:], **options).images
