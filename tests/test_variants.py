@@ -106,7 +106,7 @@ def test_int8_by_torchao(full, tmp_path):
         if name.startswith("transformer_blocks.") and weight.ndim == 2 and "table" not in name
     }
     assert inside == matrices
-    pipe = KaleidoViewSynthesisPipeline(quantized, full.scheduler)
+    pipe = KaleidoViewSynthesisPipeline(quantized, full.scheduler, full.vae)
     pipe.save_pretrained(tmp_path)
     file = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
     with safe_open(file, framework="pt") as content:
