@@ -20,7 +20,8 @@ from kaleido_diffusers.cli import main
 from kaleido_diffusers.cli.errors import run_verb
 from kaleido_diffusers.cli.info import working_attention_backends
 from kaleido_diffusers.cli.loading import load_pipeline
-from kaleido_diffusers.loaders.lora import AdapterInfo, make_lora_config, save_adapter
+from kaleido_diffusers.loaders.adapter_files import AdapterInfo, save_adapter
+from kaleido_diffusers.loaders.lora_settings import make_lora_config
 
 
 @pytest.fixture(scope="module")

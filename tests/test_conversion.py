@@ -28,8 +28,9 @@ from kaleido_diffusers import (
     sample_capture,
 )
 from kaleido_diffusers.cli.checkpoint_info import is_checkpoint
-from kaleido_diffusers.loaders.lora import base_architecture
-from kaleido_diffusers.loaders.single_file import RENAMES, CheckpointError, read_renames, rename, select_weights
+from kaleido_diffusers.loaders.base_weights import base_architecture
+from kaleido_diffusers.loaders.errors import CheckpointError
+from kaleido_diffusers.loaders.names import RENAMES, read_renames, rename, select_weights
 
 
 UNTOLD = {"--sample-size": "8", "--prediction-type": "sample"}  # what the shapes of `make_pipeline` do not tell

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from kaleido_diffusers import KaleidoTransformer3DModel, KaleidoViewSynthesisPipeline, load_scene
 from kaleido_diffusers.cli import main
 from kaleido_diffusers.cli.loading import load_pipeline
-from kaleido_diffusers.loaders.lora import AdapterInfo, make_lora_config, save_adapter
+from kaleido_diffusers.loaders.adapter_files import AdapterInfo, save_adapter
+from kaleido_diffusers.loaders.lora_settings import make_lora_config
 from kaleido_diffusers.training.config import TrainConfig
 from kaleido_diffusers.worlds.shard_writing import write_shards
 from kaleido_diffusers.worlds.sources import ShardSource, SyntheticSource

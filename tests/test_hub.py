@@ -16,7 +16,8 @@ from conftest import make_pipeline
 from hub_server import HubServer, client
 from huggingface_hub import ModelCard
 
-from kaleido_diffusers.loaders.lora import AdapterInfo, make_lora_config, save_adapter
+from kaleido_diffusers.loaders.adapter_files import AdapterInfo, save_adapter
+from kaleido_diffusers.loaders.lora_settings import make_lora_config
 from kaleido_diffusers.pipelines.hub import model_card, update_card
 
 

@@ -15,16 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from kaleido_diffusers import Cameras, KaleidoReferenceCache, KaleidoTransformer3DModel, KaleidoViewSynthesisPipeline
-from kaleido_diffusers.loaders import lora as lora_module
-from kaleido_diffusers.loaders.lora import (
-    LORA_TARGETS,
-    AdapterInfo,
-    base_architecture,
-    base_fingerprint,
-    make_lora_config,
-    read_adapter_info,
-    save_adapter,
-)
+from kaleido_diffusers.loaders import adapter_files
+from kaleido_diffusers.loaders.adapter_files import AdapterInfo, read_adapter_info, save_adapter
+from kaleido_diffusers.loaders.base_weights import base_architecture, base_fingerprint
+from kaleido_diffusers.loaders.lora_settings import LORA_TARGETS, make_lora_config
 
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -214,7 +208,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(lora_module, "save_file", broken)
+    monkeypatch.setattr(adapter_files, "save_file", broken)
     with pytest.raises(OSError, match="disk full"):
         write(tmp_path, seed=2)
     assert (tmp_path / FILE).read_bytes() == before
@@ -351,7 +345,7 @@ def test_bases_that_cannot_be_read_are_not_checked(change, adapters, monkeypatch
         pipe.transformer.to("meta")
     assert base_fingerprint(pipe.transformer) == "unknown"
     warnings = []
-    monkeypatch.setattr(lora_module.logger, "warning", warnings.append)
+    monkeypatch.setattr(adapter_files.logger, "warning", warnings.append)
     read_adapter_info(adapters / "red").check_base(pipe.transformer)
     assert len(warnings) == 1 and "cannot be told" in warnings[0]
     wide = make_model(**{**SMALL, "ffn_dim": 64}).to("meta")

@@ -10,8 +10,10 @@ from huggingface_hub import ModelCard
 
 from ..bundled import resolve_checkpoint
 from ..files import file_digest
-from ..loaders.lora import base_architecture, base_fingerprint
-from ..loaders.single_file import convert_weights, is_weights_file, load_transformer, read_checkpoint
+from ..loaders.base_weights import base_architecture, base_fingerprint
+from ..loaders.checkpoints import read_checkpoint
+from ..loaders.fitting import convert_weights, load_transformer
+from ..loaders.formats import is_weights_file
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 
 

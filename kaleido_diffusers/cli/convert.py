@@ -13,18 +13,12 @@ from huggingface_hub import split_torch_state_dict_into_shards
 
 from ..bundled import resolve_checkpoint
 from ..files import folder_written_whole, write_json
-from ..loaders.lora import base_architecture
-from ..loaders.single_file import (
-    CONFIG_KEY,
-    SCHEDULER_KEY,
-    Checkpoint,
-    CheckpointError,
-    convert_weights,
-    load_transformer,
-    read_checkpoint,
-    read_renames,
-    write_safetensors,
-)
+from ..loaders.base_weights import base_architecture
+from ..loaders.checkpoints import CONFIG_KEY, SCHEDULER_KEY, Checkpoint, read_checkpoint
+from ..loaders.errors import CheckpointError
+from ..loaders.fitting import convert_weights, load_transformer
+from ..loaders.names import read_renames
+from ..loaders.writing import write_safetensors
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler

@@ -13,7 +13,7 @@ from ..bundled import resolve_capture, resolve_checkpoint
 from ..captures.readers import load_scene
 from ..captures.scene import Scene
 from ..geometry.choosing import split_views
-from ..loaders.lora import read_adapter_info
+from ..loaders.adapter_files import read_adapter_info
 from ..pipelines.hub import explain_hub_error
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 

@@ -15,7 +15,7 @@ from ..captures.readers import load_scene
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate
 from ..evaluation.report import contact_sheet, markdown_table
 from ..files import write_json
-from ..loaders.lora import save_adapter
+from ..loaders.adapter_files import save_adapter
 from ..pipelines.hub import write_card
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..training.recipes import CaptureRecipe

@@ -36,7 +36,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 
 from ..geometry.cameras import invert_rigid
-from ..loaders.lora import KaleidoAdapterMixin, scales_adapters
+from ..loaders.adapters import KaleidoAdapterMixin, scales_adapters
 from ..loaders.single_file import KaleidoSingleFileMixin
 from .config_checks import check_config
 from .reference_cache import KaleidoReferenceCache, LayerMemory

@@ -24,7 +24,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import yaml
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import logging
@@ -34,7 +33,8 @@ from huggingface_hub.utils import httpx
 
 from ..bundled import BUNDLED
 from ..files import written_whole
-from ..loaders.lora import AdapterInfo, read_adapter_info
+from ..loaders.adapter_files import AdapterInfo, read_adapter_info
+from ..loaders.fitting import on_meta
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 
 
@@ -205,9 +205,8 @@ def _markdown(title: str, parts: list[_Part]) -> str:
 
 def _pipeline_parts(folder: Path, repo_id: str | None, scores: dict) -> list[_Part]:
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    with torch.device("meta"):
-        config = KaleidoTransformer3DModel.load_config(folder, subfolder="transformer")
-        model = KaleidoTransformer3DModel.from_config(config)
+    config = KaleidoTransformer3DModel.load_config(folder, subfolder="transformer")
+    model = on_meta(KaleidoTransformer3DModel, config)
     vae, config = index.get("vae", [None, None])[1], model.config
     width = config.num_attention_heads * config.attention_head_dim
     about = (

@@ -30,8 +30,9 @@ from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
 from ..files import folder_written_whole
 from ..geometry.views import Views
+from ..loaders.adapter_files import AdapterInfo, save_adapter
 from ..loaders.alignment import align_weights
-from ..loaders.lora import AdapterInfo, make_lora_config, save_adapter
+from ..loaders.lora_settings import make_lora_config
 from ..models.latents import compression, decode_views, encode_views, latent_channels, load_autoencoder
 from ..models.operations import forward_operations
 from ..models.precision import fast_dtype

@@ -20,7 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.models.modeling_utils import ModelMixin
 
-from ..loaders.single_file import channels_first
+from ..loaders.fitting import channels_first, on_meta
 from ..models.transformer_kaleido import KaleidoTimeEmbedding, KaleidoTransformer3DModel
 
 
@@ -181,8 +181,7 @@ def warm_start(
     config, order = _head_layout(facts, rope_axes_dim)
     size = sample_size or facts.sample_size
     config |= {"sample_size": size, "layer_pattern": tuple(layer_pattern), "camera_encoding": camera_encoding}
-    with torch.device("meta"):
-        transformer = KaleidoTransformer3DModel(**facts.config, **config)
+    transformer = on_meta(KaleidoTransformer3DModel, {**facts.config, **config})
     expected, state = transformer.state_dict(), donor.state_dict()
 
     tensors, sources = _reused(state, facts, DONORS[name].names, order)
