@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaleido_diffusers import Cameras, load_scene, sample_capture, trajectories
-from kaleido_diffusers.captures.export import write_capture, write_colmap, write_video
+from kaleido_diffusers.captures.export import strewn_points, write_capture, write_colmap, write_video
 
 
 def random_cameras(num_views: int, seed: int = 0, spread: float = 1.0, size: tuple[int, int] = (9, 12)) -> Cameras:
@@ -184,7 +184,7 @@ def test_a_lens_is_one_colmap_camera(tmp_path, binary):
     cameras = random_cameras(4)
     intrinsics = cameras.intrinsics[[0, 0, 1, 0]]
     cameras = Cameras(cameras.world_from_camera, intrinsics, cameras.image_sizes)
-    model = write_colmap(tmp_path, pictures(cameras), cameras, binary=binary)
+    model = write_colmap(tmp_path, pictures(cameras), cameras, torch.zeros(0, 3), binary=binary)
     reconstruction = pycolmap.Reconstruction(model)
     assert reconstruction.is_valid() and reconstruction.num_reg_images() == 4
     assert len(reconstruction.cameras) == 2 and not reconstruction.points3D
@@ -194,6 +194,27 @@ def test_a_lens_is_one_colmap_camera(tmp_path, binary):
     kinds = {path.suffix for path in model.iterdir()}
     assert kinds == {".bin" if binary else ".txt"}
     assert {"cameras", "images", "points3D"} <= {path.stem for path in model.iterdir()}
+
+
+def test_a_model_without_points_gets_some(tmp_path):
+    """Trainers of 3D Gaussian Splatting do not run without any."""
+    pycolmap = pytest.importorskip("pycolmap")
+    poses = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
+    poses[:, 2, 3] = torch.tensor([-4.0, -4.0, 4.0])  # two look along z, side by side; the third comes towards them
+    poses[1, 0, 3] = 0.5
+    poses[2, :3, :3] = torch.diag(torch.tensor([-1.0, 1.0, -1.0]))
+    cameras = Cameras.from_fov(poses, 60.0, [24, 32])
+    with pytest.warns(UserWarning, match="no sparse points: 10000 are strewn"):
+        model = write_colmap(tmp_path, pictures(cameras), cameras)
+    points = torch.tensor(np.stack([point.xyz for point in pycolmap.Reconstruction(model).points3D.values()]))
+    assert points.shape == (10_000, 3) and len(points.unique(dim=0)) == 10_000
+    pixels, depths = cameras.project(points.expand(3, -1, -1))
+    inside = (pixels >= -1e-6) & (pixels <= torch.tensor([32, 24]) + 1e-6)
+    seen = inside.all(-1) & (depths > 0)
+    assert (seen.sum(0) >= 2).all() and seen.any(1).all()
+    assert torch.equal(strewn_points(cameras), strewn_points(cameras))
+    lone = strewn_points(cameras[:1], 50)
+    assert lone.shape == (50, 3) and (cameras[0].project(lone)[1] > 0).all()
 
 
 @pytest.mark.parametrize("name", ["kermit", "snowmiku", "sevenscenes"])

@@ -1,18 +1,21 @@
 """Lenses: pycolmap is the oracle of every formula, drawn points that of the photos."""
 
+import PIL.Image
 import pytest
 import torch
 from conftest import blobs, found
 
 from kaleido_diffusers import Cameras
-from kaleido_diffusers.captures.images import CaptureError
+from kaleido_diffusers.captures.images import CaptureError, as_image_tensor, fit_cameras, fit_image, tensor_to_image
 from kaleido_diffusers.captures.lenses import (
     ColmapLens,
     FisheyeLens,
     RadialTangentialLens,
+    seen_straight,
     undistort,
     undistorted_camera,
 )
+from kaleido_diffusers.captures.photos import Optics, Photo, photo_cameras
 from kaleido_diffusers.captures.readers.colmap import MODELS, camera_of
 
 
@@ -109,6 +112,66 @@ def test_the_remap_follows_pycolmap():
     grid = grid.view(1, HEIGHT, WIDTH, 2).float()
     expected = torch.nn.functional.grid_sample(photo[None], grid, align_corners=False, padding_mode="border")[0]
     torch.testing.assert_close(straight, expected, rtol=0, atol=1e-4)
+
+
+class CountingLens(RadialTangentialLens):
+    """Knows how many points it was asked for."""
+
+    counted: list[int] = []
+
+    def bend(self, points):
+        self.counted.append(points[..., 0].numel())
+        return super().bend(points)
+
+
+def large_photo(lens, path, orientation: int = 1) -> tuple[Photo, Cameras]:
+    """800 x 600 pixels of drawn points as a lens shows them, and the camera that sees them straight and upright."""
+    intrinsics = torch.tensor([[840.0, 0, 388], [0, 836, 308], [0, 0, 1]])
+    cameras = Cameras(torch.eye(4)[None], intrinsics, [600, 800])
+    bent = torch.nn.functional.pad(lens.bend(POINTS[:, :2] / POINTS[:, 2:]), (0, 1), value=1.0)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    tensor_to_image(blobs(cameras, bent, radius=12.0)[0]).save(path, exif=exif)
+    turns = {1: 0, 6: 3}[orientation]
+    photo = Photo(path, Optics(cameras[0], lens), turns)
+    return photo, photo_cameras([photo], torch.eye(4, dtype=torch.float64)[None], ["it"])[0]
+
+
+@pytest.mark.parametrize("lens, orientation", [(LENSES[1], 6), (LENSES[3], 1)])
+def test_a_lens_is_undone_at_the_size_that_is_asked_for(tmp_path, lens, orientation):
+    photo, camera = large_photo(lens, tmp_path / "a.png", orientation)
+    upright = camera.image_sizes.tolist()
+    view, size = photo.load_fitted(64, 48)
+    assert list(size) == upright == ([600, 800] if orientation == 1 else [800, 600])
+    pixels, _ = fit_cameras(camera, 64, 48).project(POINTS)
+    for pixel in pixels.float():
+        if (pixel > 4).all() and (pixel < torch.tensor([44, 60])).all():
+            assert (found(view, pixel, 4) - pixel).norm() < 0.1
+    torch.testing.assert_close(view, fit_image(photo.load(), 64, 48), rtol=0, atol=0.02)
+    small, _ = photo.load_fitted(upright[0], upright[1])
+    torch.testing.assert_close((small * 255).round(), as_image_tensor(photo.load()) * 255, rtol=0, atol=1.01)
+
+
+def test_large_photos_take_few_points_of_their_lens(tmp_path):
+    photo, _ = large_photo(CountingLens(k1=-0.1), tmp_path / "a.png")
+    CountingLens.counted.clear()
+    photo.load_fitted(64, 64)
+    assert CountingLens.counted == [256 * 256], "four times the size"
+    photo.load()
+    assert CountingLens.counted[1] == 201 * 268, "every third pixel of 600 x 800"
+
+
+def test_between_its_nodes_a_lens_is_followed_to_a_hundredth_of_a_pixel():
+    lens, size = LENSES[1], (1500, 2000)
+    camera = Cameras(torch.eye(4), torch.tensor([[2100.0, 0, 970], [0, 2090, 770], [0, 0, 1]]), size)
+    straight = undistorted_camera(camera, lens)
+    ramp = torch.arange(2000.0).expand(1, 1500, 2000)  # the value of a pixel is where it lies
+    columns = seen_straight(ramp, camera, lens, straight)[0]
+    rows, places = torch.randint(0, 1500, (200,)), torch.randint(2, 1998, (200,))
+    pixels = torch.stack([places + 0.5, rows + 0.5], dim=-1).double()
+    rays = (pixels - straight.intrinsics[:2, 2]) / straight.intrinsics.diagonal()[:2]
+    expected = lens.bend(rays)[:, 0] * 2100 + 970 - 0.5
+    torch.testing.assert_close(columns[rows, places].double(), expected.clamp(0, 1999), rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("k1", [-3.0, 5000.0])

@@ -1,6 +1,7 @@
 """Writers: captures that other tools read, videos and pictures."""
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -12,13 +13,15 @@ import torch
 
 from ..files import folder_written_whole, write_json, written_whole
 from ..geometry.cameras import Cameras, convert_axes
-from ..geometry.trajectories import focus_point
+from ..geometry.trajectories import focus_point, looking_distances
 from .images import save_image
 
 
-__all__ = ["VIDEO_SUFFIXES", "write_capture", "write_colmap", "write_video"]
+__all__ = ["VIDEO_SUFFIXES", "strewn_points", "write_capture", "write_colmap", "write_video"]
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
+
+_DRAWN = 4  # times as many points are strewn as are kept
 
 
 def write_capture(
@@ -102,8 +105,9 @@ def write_colmap(
         cameras (`Cameras` of shape `[V]`):
             Their cameras, without skew, which PINHOLE cannot say.
         points (`torch.Tensor` of shape `[P, 3]`, *optional*):
-            Sparse points in the world, from which trainers start; gsplat's does not run without any. They are written
-            grey and without tracks.
+            Sparse points in the world, from which trainers start. They are written grey and without tracks. When not
+            given, [`strewn_points`] are written, with a warning: gsplat and the 3D Gaussian Splatting code do not run
+            without any.
         binary (`bool`, defaults to `True`):
             `.bin` files, or else `.txt`.
         suffix (`str`, defaults to `".png"`):
@@ -120,6 +124,13 @@ def write_colmap(
     model = folder / "sparse" / "0"
     names = _checked_names(images, cameras, suffix)
     _refuse_existing(model, *(folder / "images" / name for name in names))
+    if points is None:
+        points = strewn_points(cameras)
+        warnings.warn(
+            f"There are no sparse points: {len(points)} are strewn over what the cameras see, for trainers to start"
+            " from. Those of a reconstruction are better.",
+            stacklevel=2,
+        )
     reconstruction, lenses = pycolmap.Reconstruction(), {}
     for number, (name, camera) in enumerate(zip(names, cameras), start=1):
         lens = _lens(camera)
@@ -135,13 +146,42 @@ def write_colmap(
         translation = -rotation.matrix() @ camera.centers.numpy()
         image = pycolmap.Image(name=name, camera_id=camera_id, image_id=number)
         reconstruction.add_image_with_trivial_frame(image, pycolmap.Rigid3d(rotation, translation))
-    for point in [] if points is None else points.to("cpu", torch.float64).numpy():
+    for point in points.to("cpu", torch.float64).numpy():
         reconstruction.add_point3D(point, pycolmap.Track(), np.full(3, 128, dtype=np.uint8))
     with _capture_written_whole(folder) as part:
         _save_images(part, names, images)
         (part / model.relative_to(folder)).mkdir(parents=True)
         (reconstruction.write_binary if binary else reconstruction.write_text)(part / model.relative_to(folder))
     return model
+
+
+def strewn_points(cameras: Cameras, count: int = 10_000) -> torch.Tensor:
+    """
+    Points to start 3D Gaussian Splatting from where none are known: strewn over the pixels of the cameras, from half
+    to twice as deep as what they look at, the same at every call. Of several cameras, at least two see each point,
+    where there are as many.
+
+    Args:
+        cameras (`Cameras` of shape `[V]`): of the views.
+        count (`int`, defaults to 10000): how many.
+
+    Returns:
+        `torch.Tensor` of shape `[P, 3]`, float64.
+    """
+    generator = torch.Generator().manual_seed(0)
+    cameras = cameras.to("cpu")
+    chosen = torch.randint(len(cameras), (_DRAWN * count,), generator=generator)
+    x, y, depth = torch.rand(3, _DRAWN * count, 1, generator=generator, dtype=torch.float64)
+    seers = cameras[chosen]
+    height, width = seers.image_sizes.unsqueeze(-1).double().unbind(1)
+    depths = looking_distances(cameras, cameras)[chosen, None] * 4 ** (depth - 0.5)
+    points = seers.unproject(torch.stack([x * width, y * height], dim=-1), depths)[:, 0]
+    seen = torch.zeros(len(points), dtype=torch.long)
+    for camera in cameras[torch.linspace(0, len(cameras) - 1, min(len(cameras), 64)).long()]:
+        pixels, ahead = camera.project(points)
+        inside = (pixels >= 0) & (pixels <= camera.image_sizes.flip(-1))
+        seen += inside.all(-1) & (ahead > 0)
+    return points[(seen < 2).long().argsort(stable=True)[:count]]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Lenses that bend: from the direction of a ray to where a photo shows it, and photos made straight again."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,11 +12,21 @@ from ..geometry.cameras import Cameras
 from .images import CaptureError
 
 
-__all__ = ["ColmapLens", "FisheyeLens", "Lens", "RadialTangentialLens", "undistort", "undistorted_camera"]
+__all__ = [
+    "ColmapLens",
+    "FisheyeLens",
+    "Lens",
+    "RadialTangentialLens",
+    "seen_straight",
+    "undistort",
+    "undistorted_camera",
+]
 
 _MOST_ZOOM = 4.0
 _GRID = 65
 _BAND = 128  # rows
+_CELLS = 256  # along the longer side of a picture, at least, and no longer than so many pixels:
+_LONGEST_STEP = 16
 
 
 class Lens(Protocol):
@@ -144,16 +155,65 @@ def undistort(image: torch.Tensor, camera: Cameras, lens: Lens) -> tuple[torch.T
         The image `[C, H, W]` and its camera. Raises [`CaptureError`] for a lens that folds the image over itself.
     """
     undistorted = undistorted_camera(camera, lens)
-    height, width = image.shape[-2:]
+    return seen_straight(image, camera, lens, undistorted), undistorted
+
+
+def seen_straight(image: torch.Tensor, camera: Cameras, lens: Lens, straight: Cameras) -> torch.Tensor:
+    """
+    What a camera without distortion, in the place of the one that took a photo, would have seen. Bilinear: it should
+    have no fewer pixels than the photo where it looks.
+
+    Args:
+        image (`torch.Tensor` of shape `[C, H, W]`):
+            The photo, uint8 or floating point.
+        camera (`Cameras` of shape `[]`):
+            The one that took it, the lens aside.
+        lens ([`Lens`]):
+            Its lens.
+        straight (`Cameras` of shape `[]`):
+            The one without distortion.
+
+    Returns:
+        `torch.Tensor` of shape `[C, H', W']`, the size of `straight`.
+    """
+    rows, columns = image.shape[-2:]
+    height, width = straight.image_sizes.tolist()
+    # A lens bends little over a few pixels: where each of them comes from is computed for some, and between them
+    step = min(max(max(height, width) // _CELLS, 1), _LONGEST_STEP)
+    y, x = (_nodes(extent, step) for extent in (height, width))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+    nodes = _photo_pixels(grid, straight.intrinsics, camera.intrinsics, lens)  # [Y, X, 2]
+    result = image.new_empty((image.shape[0], height, width))
     options = dict(mode="bilinear", padding_mode="border", align_corners=False)
-    x, result = torch.arange(width, dtype=torch.float64) + 0.5, torch.empty_like(image)
-    for top in range(0, height, _BAND):  # in bands: where each pixel comes from takes far more room than the pixel
-        y = torch.arange(top, min(top + _BAND, height), dtype=torch.float64) + 0.5
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-        pixels = _photo_pixels(grid, undistorted.intrinsics, camera.intrinsics, lens)
-        grid = (2 * pixels / torch.tensor([width, height]) - 1).to(image.dtype)
-        result[:, top : top + _BAND] = F.grid_sample(image[None], grid[None], **options)[0]
-    return result, undistorted
+    for top in range(0, height, _BAND):  # in bands: as floating point, pixels and where they come from take much room
+        bottom = min(top + _BAND, height)
+        pixels = _between(nodes, top, bottom, (height, width))  # [y, x, 2]
+        first = min(max(math.floor(float(pixels[..., 1].min())) - 1, 0), rows - 1)
+        last = max(min(math.ceil(float(pixels[..., 1].max())) + 1, rows), first + 1)
+        part = image[:, first:last].to(torch.float32)
+        pixels = pixels - pixels.new_tensor([0, first])
+        grid = (2 * pixels / pixels.new_tensor([columns, last - first]) - 1).to(torch.float32)
+        band = F.grid_sample(part[None], grid[None], **options)[0]
+        result[:, top:bottom] = band if image.is_floating_point() else band.round()
+    return result
+
+
+def _nodes(extent: int, step: int) -> torch.Tensor:
+    """Centres of the first pixel, the last, and of some between them, no more than `step` apart."""
+    count = -(-(extent - 1) // step) + 1
+    return torch.linspace(0.5, extent - 0.5, count, dtype=torch.float64)
+
+
+def _between(nodes: torch.Tensor, top: int, bottom: int, size: tuple[int, int]) -> torch.Tensor:
+    """Values `[y, W, 2]` of the rows from `top` to `bottom` of a picture of `size`, given some `[Y, X, 2]`, of which
+    the first and the last are its corners."""
+    height, width = size
+    place = torch.arange(top, bottom, dtype=torch.float64) * ((len(nodes) - 1) / max(height - 1, 1))
+    before = place.floor().long().clamp(max=max(len(nodes) - 2, 0))
+    after = (before + 1).clamp(max=len(nodes) - 1)
+    rows = torch.lerp(nodes[before], nodes[after], (place - before)[:, None, None])  # [y, X, 2]
+    spread = F.interpolate(rows.permute(2, 0, 1), size=width, mode="linear", align_corners=True)
+    return spread.permute(1, 2, 0)
 
 
 def undistorted_camera(camera: Cameras, lens: Lens) -> Cameras:

@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import torch
 
 from ..geometry.cameras import Cameras
-from .images import CaptureError, as_image_tensor, load_image, load_mask, tensor_to_image
-from .lenses import Lens, undistort, undistorted_camera
+from .images import CaptureError, center_box, crop_and_resize, load_image, load_mask
+from .lenses import Lens, seen_straight, undistorted_camera
 
 
 __all__ = ["Optics", "Photo", "photo_cameras"]
+
+_FINER = 4  # a lens is undone at so many times the size that is wanted, along either side, if the photo has it
+_TURNS = (None, PIL.Image.Transpose.ROTATE_90, PIL.Image.Transpose.ROTATE_180, PIL.Image.Transpose.ROTATE_270)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +63,30 @@ class Photo:
 
     def load(self) -> PIL.Image.Image:
         """The photo as an RGB image, undistorted and upright. Raises [`CaptureError`] for damaged files."""
-        if self.optics.lens is None and not self.turns:
-            return load_image(self.path, self.background, exif=self.exif)
-        return self._straight(as_image_tensor(self.path, "photo", self.background, exif=self.exif))
+        return self._straight(load_image(self.path, self.background, exif=self.exif))
+
+    def load_fitted(self, height: int, width: int) -> tuple[torch.Tensor, tuple[int, int]]:
+        """What [`fit_image`] makes of a photo with a lens, `[3, height, width]` in [0, 1], and the size that it had,
+        (height, width). The lens is undone at no more than four times the size that is asked for.
+
+        Args:
+            height (`int`): rows wanted.
+            width (`int`): columns wanted.
+        """
+        optics, turns = self.optics, self.turns
+        upright = optics.straight.rolled(turns)
+        rows, columns = upright.image_sizes.tolist()
+        box = center_box(rows, columns, height, width)
+        scale = max(1.0, min(box[2] / height, box[3] / width) / _FINER)
+        sizes = [max(1, round(extent / scale)) for extent in box[2:]]
+        straight = upright.cropped(*box).resized(*sizes).rolled(-turns)
+        image, camera = load_image(self.path, self.background, exif=self.exif), optics.camera
+        if scale > 1:
+            stored = [max(1, round(extent / scale)) for extent in camera.image_sizes.tolist()]
+            image, camera = image.resize(stored[::-1], PIL.Image.Resampling.BOX), camera.resized(*stored)
+        photo = torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 255
+        photo = torch.rot90(seen_straight(photo, camera, optics.lens, straight), turns, (-2, -1))
+        return crop_and_resize(photo, None, (0, 0, *sizes), (height, width))[0], (rows, columns)
 
     def load_mask(self) -> PIL.Image.Image:
         """The mask, 8-bit grey, undistorted and upright as the photo; resized where the photo is a smaller copy.
@@ -72,12 +97,17 @@ class Photo:
             raise CaptureError(f"{self.mask_path}: the mask has {mask.size} pixels, its photo {(width, height)}.")
         if mask.size != (width, height):
             mask = mask.resize((width, height), PIL.Image.Resampling.BOX)
-        return self._straight(as_image_tensor(mask)).convert("L")
+        return self._straight(mask)
 
-    def _straight(self, tensor: torch.Tensor) -> PIL.Image.Image:
-        if self.optics.lens is not None:
-            tensor, _ = undistort(tensor, self.optics.camera, self.optics.lens)
-        return tensor_to_image(torch.rot90(tensor, self.turns, (-2, -1)))
+    def _straight(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """An 8-bit image, undistorted and upright."""
+        optics = self.optics
+        if optics.lens is not None:
+            pixels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1).movedim(-1, 0)
+            pixels = seen_straight(pixels, optics.camera, optics.lens, optics.straight).movedim(0, -1)
+            image = PIL.Image.fromarray(pixels.squeeze(-1).contiguous().numpy())
+        turn = _TURNS[self.turns % 4]
+        return image if turn is None else image.transpose(turn)
 
 
 def photo_cameras(photos: Sequence[Photo], world_from_camera: torch.Tensor, described: Sequence[str]) -> Cameras:

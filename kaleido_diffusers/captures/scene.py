@@ -5,8 +5,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import torch
 
@@ -19,71 +21,100 @@ __all__ = ["CaptureError", "Scene", "SceneImages"]
 CACHE_BYTES = 256_000_000  # of decoded photos that a scene keeps
 
 
+Fitter = Callable[[int, int], tuple[torch.Tensor, tuple[int, int]]]
+
+
 class SceneImages(Sequence):
     """
-    Images that are decoded when they are asked for. An index gives a PIL image; a slice, or a list of indices, again
-    images that are not decoded yet; a loop decodes ahead in threads. The last that were decoded are kept, up to
-    `CACHE_BYTES`.
+    Images that are decoded when they are asked for. An index gives a PIL image; a slice, or a list or array of
+    indices, again images that are not decoded yet; a loop decodes ahead in threads. The last that were decoded are
+    kept, up to `CACHE_BYTES`.
 
     Args:
         loaders (`Sequence[Callable]`): one for each image.
+        fitters (`Sequence[Callable | None]`, *optional*): for images that are sooner made at the size that is asked
+            for than decoded and fitted: called with height and width, they give what [`~SceneImages.fitted`] does.
     """
 
-    def __init__(self, loaders: Sequence[Callable[[], PIL.Image.Image]]):
+    def __init__(
+        self,
+        loaders: Sequence[Callable[[], PIL.Image.Image]],
+        fitters: Sequence[Fitter | None] | None = None,
+    ):
         self.loaders = list(loaders)
+        self.fitters = [None] * len(self.loaders) if fitters is None else list(fitters)
         self._cache = _ImageCache()
-
-    def _part(self, loaders: list) -> "SceneImages":
-        part = SceneImages(loaders)
-        part._cache = self._cache
-        return part
 
     def __len__(self) -> int:
         return len(self.loaders)
 
     def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self._part(self.loaders[index])
-        if isinstance(index, Sequence):
-            return self._part([self.loaders[i] for i in index])
-        return self._cache.get(self.loaders[index])
+        if isinstance(index, (np.ndarray, torch.Tensor)) and index.ndim:
+            index = torch.arange(len(self))[torch.as_tensor(index)].tolist()  # numbers, or a mask
+        if not isinstance(index, (slice, Sequence)):
+            return self._image(self.loaders[index])
+        numbers = range(len(self))[index] if isinstance(index, slice) else index
+        part = SceneImages([self.loaders[i] for i in numbers], [self.fitters[i] for i in numbers])
+        part._cache = self._cache
+        return part
 
     def __iter__(self):
-        return self.map(lambda image: image)
+        return _ahead([partial(self._image, loader) for loader in self.loaders])
 
-    def map(self, function: Callable[[PIL.Image.Image], object]):
-        """`function` of each image, in order, computed a few images ahead in threads."""
-        with ThreadPoolExecutor(THREADS) as pool:
-            waiting = []
-            for loader in self.loaders:
-                waiting.append(pool.submit(lambda loader=loader: function(self._cache.get(loader))))
-                if len(waiting) > THREADS:
-                    yield waiting.pop(0).result()
-            yield from (future.result() for future in waiting)
+    def fitted(self, height: int, width: int):
+        """Each image as [`fit_image`] makes it, `[3, height, width]` in [0, 1], and the size that it has, (height,
+        width); made a few images ahead in threads.
+
+        Args:
+            height (`int`): rows wanted.
+            width (`int`): columns wanted.
+        """
+        return _ahead([partial(self._fit, number, height, width) for number in range(len(self))])
+
+    def _image(self, loader: Callable[[], PIL.Image.Image]) -> PIL.Image.Image:
+        return self._cache.get(loader, loader).copy()
+
+    def _fit(self, number: int, height: int, width: int) -> tuple[torch.Tensor, tuple[int, int]]:
+        fitter = self.fitters[number]
+        if fitter is not None:
+            return self._cache.get((fitter, height, width), partial(fitter, height, width))
+        image = self._image(self.loaders[number])
+        return fit_image(image, height, width), (image.height, image.width)
 
     def __repr__(self) -> str:
         return f"SceneImages({len(self)})"
+
+
+def _ahead(calls: Sequence[Callable]):
+    """What the calls return, in order, computed a few ahead in threads."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting = []
+        for call in calls:
+            waiting.append(pool.submit(call))
+            if len(waiting) > THREADS:
+                yield waiting.pop(0).result()
+        yield from (future.result() for future in waiting)
 
 
 class _ImageCache:
     """The images that were asked for last, up to `CACHE_BYTES`."""
 
     def __init__(self):
-        self._images: OrderedDict[Callable, PIL.Image.Image] = OrderedDict()
+        self._images: OrderedDict = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, loader: Callable[[], PIL.Image.Image]) -> PIL.Image.Image:
+    def get(self, key, make: Callable):
         with self._lock:
-            image = self._images.get(loader)
+            image = self._images.get(key)
             if image is not None:
-                self._images.move_to_end(loader)
-        return (self._keep(loader, loader()) if image is None else image).copy()
+                self._images.move_to_end(key)
+        return self._keep(key, make()) if image is None else image
 
-    def _keep(self, loader: Callable, image: PIL.Image.Image) -> PIL.Image.Image:
+    def _keep(self, key, image):
         with self._lock:
-            if loader not in self._images:
-                self._images[loader] = image
+            if key not in self._images:
+                self._images[key] = image
                 self._bytes += _size(image)
             while self._bytes > CACHE_BYTES:
                 self._bytes -= _size(self._images.popitem(last=False)[1])
@@ -93,8 +124,8 @@ class _ImageCache:
         return _ImageCache, ()
 
 
-def _size(image: PIL.Image.Image) -> int:
-    return image.width * image.height * len(image.getbands())
+def _size(image: PIL.Image.Image | tuple[torch.Tensor, tuple[int, int]]) -> int:
+    return image[0].nbytes if isinstance(image, tuple) else image.width * image.height * len(image.getbands())
 
 
 @dataclass(frozen=True)
@@ -140,12 +171,10 @@ class Scene:
         indices = list(indices)
         cameras = fit_cameras(self.cameras[indices], height, width)
 
-        def fit(image: PIL.Image.Image) -> torch.Tensor:
-            return fit_image(image, height, width)
-
         images = _pick(self.images, indices)
-        fitted = images.map(fit) if isinstance(images, SceneImages) else map(fit, images)
-        return torch.stack(list(fitted)), cameras
+        if isinstance(images, SceneImages):
+            return torch.stack([image for image, _ in images.fitted(height, width)]), cameras
+        return torch.stack([fit_image(image, height, width) for image in images]), cameras
 
     def select(self, indices: Sequence[int]) -> "Scene":
         """The scene with some of its views, in the order of `indices`, without splits."""

@@ -12,6 +12,7 @@ import PIL.ImageOps
 import torch
 
 from ..captures.images import REDUCED_PIXELS, as_image_tensor, fit_cameras, fit_image, fit_views, load_image
+from ..captures.scene import SceneImages
 from ..geometry.cameras import Cameras, check_rigid
 from ..geometry.views import ViewGeometry, Views
 
@@ -178,7 +179,9 @@ def _opened(images, height: int, width: int) -> tuple[list[torch.Tensor], list[t
     width). One after the other: photos may be large."""
     if isinstance(images, (str, os.PathLike, PIL.Image.Image)) or (hasattr(images, "ndim") and images.ndim == 3):
         images = [images]
-    views = [_fitted(image, height, width) for image in images]
+    is_lazy = isinstance(images, SceneImages)
+    views = images.fitted(height, width) if is_lazy else (_fitted(image, height, width) for image in images)
+    views = list(views)
     return [view for view, _ in views], [size for _, size in views]
 
 

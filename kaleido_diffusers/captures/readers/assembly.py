@@ -140,7 +140,10 @@ def assemble(
     if None in times and any(time is not None for time in times):
         raise CaptureError(f"{where}: {times.count(None)} of {len(times)} frames have no `time`, the others have one.")
     return Scene(
-        images=SceneImages([photo.load for photo in photos]),
+        images=SceneImages(
+            [photo.load for photo in photos],
+            [None if photo.optics.lens is None else photo.load_fitted for photo in photos],
+        ),
         cameras=photo_cameras(photos, poses, described),
         name=scene_name(folder),
         times=None if None in times else torch.tensor(times, dtype=torch.float64),
