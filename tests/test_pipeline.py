@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 from conftest import make_pipeline, random_poses
-from diffusers import AutoencoderKL, AutoencoderTiny, FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
 
@@ -487,26 +487,6 @@ def test_a_scheduler_that_takes_the_prediction_for_something_else_is_refused():
     pipe.scheduler = RectifiedFlowViewScheduler(solver="heun")
     with pytest.raises(ValueError, match="predicts 'sample'.*from_config"):
         generate(pipe, *make_inputs())
-
-
-def test_step_caches_keep_to_their_group():
-    """Groups of unequal sizes, and encoding in between, which must never be skipped."""
-    pipe = make_pipeline()
-    images, cameras = make_inputs()
-    options = {"views_per_group": 2, "steps": 4, "guidance_scale": 2.0}
-    expected = generate(pipe, images, cameras, **options)
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
-    torch.testing.assert_close(generate(pipe, images, cameras, **options), expected, **CLOSE)
-    pipe.transformer.disable_cache()
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=100.0))
-    skipped = generate(pipe, images, cameras, **options)
-    assert skipped.isfinite().all() and not torch.allclose(skipped, expected, atol=1e-4)
-    memories = []
-    encode = pipe._encode_memory
-    pipe._encode_memory = lambda latents, geometry, cache: (encode(latents, geometry, cache), memories.append(cache))
-    pipe(images[:1] * 4, Cameras.cat([cameras[:1]] * 4 + [cameras[4:6]]), max_memory_views=9, num_inference_steps=4)
-    keys = [memories[0].layer(index)[0] for index in range(3)]
-    assert all((key[:, :4] - key[:, :1]).abs().max() < 1e-5 for key in keys), "the same view four times"
 
 
 def test_offloading_hooks(pipe):

@@ -30,7 +30,6 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
@@ -40,6 +39,7 @@ from ..loaders.adapters import KaleidoAdapterMixin, scales_adapters
 from ..loaders.single_file import KaleidoSingleFileMixin
 from .config_checks import check_config
 from .reference_cache import KaleidoReferenceCache, LayerMemory
+from .step_caches import KaleidoCacheMixin
 
 
 __all__ = ["KALEIDO_PRESETS", "KaleidoTransformer3DModel", "KaleidoTransformerOutput"]
@@ -192,6 +192,7 @@ class KaleidoAttention(nn.Module, AttentionModuleMixin):
 
     _default_processor_cls = KaleidoAttnProcessor
     _available_processors = [KaleidoAttnProcessor]
+    is_cross_attention = False  # asked by step caches and by guiders that skip attention
 
     def __init__(
         self,
@@ -343,7 +344,7 @@ class KaleidoRotaryEmbedding(nn.Module):
 
 
 class KaleidoTransformer3DModel(
-    KaleidoAdapterMixin, ModelMixin, AttentionMixin, ConfigMixin, KaleidoSingleFileMixin, CacheMixin
+    KaleidoAdapterMixin, ModelMixin, AttentionMixin, ConfigMixin, KaleidoSingleFileMixin, KaleidoCacheMixin
 ):
     """
     Kaleido: a decoder-only rectified flow transformer over views.

@@ -25,7 +25,10 @@ from ..geometry.views import ShownFrame, ViewGeometry
 from ..models.reference_cache import KaleidoReferenceCache
 
 
-__all__ = ["SceneMemory", "ViewMemory"]
+__all__ = ["Encode", "SceneMemory", "ViewMemory"]
+
+# Encodes latents `[1, n, C, h, w]` and their geometry into a cache
+Encode = Callable[[torch.Tensor, ViewGeometry, KaleidoReferenceCache], None]
 
 
 class ViewMemory:
@@ -34,10 +37,10 @@ class ViewMemory:
     at most `max_views` of them.
 
     Views are encoded when they are first recalled, as a group that attends to the views recalled with it; a view that
-    was left out meanwhile is encoded again.
+    was left out meanwhile is encoded again. What encodes them is given then, so that a memory holds no model and can
+    be copied.
 
     Args:
-        encode (`Callable`): encodes latents and their geometry into a cache.
         latents (`torch.Tensor` of shape `[1, N, C, h, w]`): the references.
         geometry (`ViewGeometry`): theirs.
         max_views (`int`, *optional*): most views that are recalled at once.
@@ -45,12 +48,10 @@ class ViewMemory:
 
     def __init__(
         self,
-        encode: Callable[[torch.Tensor, ViewGeometry, KaleidoReferenceCache], None],
         latents: torch.Tensor,  # [1, N, C, h, w]
         geometry: ViewGeometry,
         max_views: int | None,
     ):
-        self._encode = encode
         self._max_views = max_views
         self._latents, self._geometry = latents.cpu(), geometry
         self._group_sizes = [latents.shape[1]]
@@ -82,14 +83,20 @@ class ViewMemory:
 
     def fork(self) -> "ViewMemory":
         """A memory that starts out the same and goes its own way."""
-        other = ViewMemory(self._encode, self._latents, self._geometry, self._max_views)
+        other = ViewMemory(self._latents, self._geometry, self._max_views)
         other._group_sizes = list(self._group_sizes)
         other._cache = self._cache.select(range(len(self._cache)))
         other._cached = list(self._cached)
         return other
 
-    def recall(self, targets: ViewGeometry | None = None) -> KaleidoReferenceCache:
-        """Keys and values of all views, or of the `max_views` nearest to any of `targets`."""
+    def recall(self, encode: Encode, targets: ViewGeometry | None = None) -> KaleidoReferenceCache:
+        """
+        Keys and values of all views, or of the `max_views` nearest to any of `targets`.
+
+        Args:
+            encode (`Callable`): encodes latents `[1, n, C, h, w]` and their geometry into a cache, which it grows.
+            targets (`ViewGeometry` with leading dimensions `[1, m]`, *optional*): needed where the memory overflows.
+        """
         chosen = range(len(self))
         if self.overflows:
             nearest = self._geometry.distances(targets).amin(-1)[0].argsort(stable=True)
@@ -100,7 +107,7 @@ class ViewMemory:
             self._cached = [self._cached[place] for place in kept]
         fresh = [view for view in chosen if view not in self._cached]
         if fresh:
-            self._encode(self._latents[:, fresh], self._geometry.select(fresh), self._cache)
+            encode(self._latents[:, fresh], self._geometry.select(fresh), self._cache)
             self._cached += fresh
         return self._cache
 

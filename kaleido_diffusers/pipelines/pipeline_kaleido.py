@@ -32,9 +32,8 @@ from diffusers.models import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput, logging, replace_example_docstring
-from diffusers.utils.torch_utils import randn_tensor
 
-from ..geometry.cameras import Cameras, farthest_views
+from ..geometry.cameras import Cameras
 from ..geometry.views import ShownFrame, ViewGeometry, Views
 from ..loaders.lora import KaleidoLoraLoaderMixin
 from ..models.autoencoder_taef2 import AutoencoderTAEF2
@@ -42,6 +41,7 @@ from ..models.latents import compression, decode_views, encode_views
 from ..models.reference_cache import KaleidoReferenceCache
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
+from . import generation
 from .hub import push_folder
 from .inputs import prepare_references, prepare_view_inputs
 from .memory import SceneMemory, ViewMemory
@@ -51,9 +51,6 @@ from .turns import one_call_at_a_time
 __all__ = ["KaleidoViewSynthesisPipeline", "KaleidoViewSynthesisPipelineOutput"]
 
 logger = logging.get_logger(__name__)  # pylint: disable=invalid-name
-
-GENERATION_ORDERS = ("given", "nearest", "anchors")
-JOINS_MEMORY = ("all", "first", "none")
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -90,7 +87,8 @@ class KaleidoViewSynthesisPipelineOutput(BaseOutput):
 class _Options:
     """How the groups of one call are generated."""
 
-    schedule: dict[str, Any]  # number of steps or sigmas, and the size of the latents
+    num_inference_steps: int
+    sigmas: Sequence[float] | None
     joins_memory: str
     use_reference_cache: bool
     share_groups: bool
@@ -138,6 +136,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         self.register_to_config(prediction_type=prediction_type)
         self.vae_scale_factor = compression(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_resize=False)
+        self._current_timestep = scheduler.config.num_train_timesteps
 
     @property
     def default_sample_size(self) -> int:
@@ -158,7 +157,9 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         return self._num_timesteps
 
     @property
-    def current_timestep(self) -> torch.Tensor | None:
+    def current_timestep(self) -> torch.Tensor | int:
+        """Of the step that is being denoised. Elsewhere the scheduler's `num_train_timesteps`, as while views are
+        encoded: step caches that are told of the timestep skip nothing there."""
         return self._current_timestep
 
     @property
@@ -229,21 +230,16 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         self.check_memory_inputs(height, width, max_memory_views)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
-        if generation_order not in GENERATION_ORDERS:
-            raise ValueError(f"`generation_order` must be one of {GENERATION_ORDERS}, got {generation_order!r}.")
-        if joins_memory not in JOINS_MEMORY:
-            raise ValueError(f"`joins_memory` must be one of {JOINS_MEMORY}, got {joins_memory!r}.")
-        if max_memory_views is not None and not use_reference_cache:
-            raise ValueError("`max_memory_views` needs the reference cache: leave `use_reference_cache=True`.")
-        _check_count("views_per_group", views_per_group)
-        _check_count("num_samples", num_samples)
+        generation.check_group_options(
+            views_per_group, max_memory_views, generation_order, joins_memory, num_samples, use_reference_cache
+        )
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got"
                 f" {sorted(unknown)}."
             )
-        self._check_prediction_type()
+        generation.check_prediction_type(self.scheduler, self.config.prediction_type)
 
     def check_memory_inputs(self, height: int, width: int, max_memory_views: int | None) -> None:
         """
@@ -254,22 +250,9 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             width (`int`): as in a call.
             max_memory_views (`int`, *optional*): as in a call.
         """
-        multiple = self.vae_scale_factor * self.transformer.config.patch_size
-        if height % multiple or width % multiple or height < 1 or width < 1:
-            raise ValueError(f"`height` and `width` must be multiples of {multiple}, got {height} and {width}.")
+        generation.check_size(height, width, self.vae_scale_factor * self.transformer.config.patch_size)
         if max_memory_views is not None:
-            _check_count("max_memory_views", max_memory_views)
-
-    def _check_prediction_type(self) -> None:
-        """Raises `ValueError` where the scheduler would misread what the transformer predicts."""
-        knows_samples = isinstance(self.scheduler, RectifiedFlowViewScheduler)
-        taken = self.scheduler.config.get("prediction_type", "velocity") if knows_samples else "velocity"
-        if self.config.prediction_type != taken:
-            raise ValueError(
-                f"The transformer predicts {self.config.prediction_type!r}, which the {type(self.scheduler).__name__}"
-                f" would take for a {taken!r}. Use `RectifiedFlowViewScheduler.from_config(scheduler.config,"
-                f" prediction_type={self.config.prediction_type!r})`."
-            )
+            generation.check_count("max_memory_views", max_memory_views)
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Views `[B, V, 3, H, W]` in [-1, 1] to latents `[B, V, C, h, w]`, each on its own. Pixels without a VAE.
@@ -298,19 +281,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             generator (`Any`): one, or one for each scene.
             device (`torch.device`): of the noise.
         """
-        if isinstance(generator, list) and len(generator) != shape[0]:
-            raise ValueError(
-                f"`generator` must be one, or one for each of the {shape[0]} scenes; got {len(generator)}."
-            )
-        if latents is None:
-            noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        else:
-            batch, _, samples = shape[:3]
-            squeezed = tuple(n for i, n in enumerate(shape) if not (i == 0 and batch == 1 or i == 2 and samples == 1))
-            if tuple(latents.shape) not in (tuple(shape), squeezed):
-                raise ValueError(f"`latents` must have shape {list(squeezed)}, got {list(latents.shape)}.")
-            noise = latents.to(device, torch.float32).reshape(shape)
-        return noise
+        return generation.make_noise(shape, latents, generator, device)
 
     @torch.no_grad()
     @one_call_at_a_time
@@ -366,7 +337,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         shown = ShownFrame.of(references, len(references), camera_scale)
         views = self._remember(references, shown, max_memory_views)[0]
         if not views.overflows:
-            views.recall()
+            views.recall(self._encode_memory)
         self.maybe_free_model_hooks()
         lens = None if references.cameras is None else references.cameras[0, :1]
         return SceneMemory(self, views, height, width, shown, lens, max_memory_views)
@@ -386,17 +357,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             generation_order (`str`): `"given"`, `"nearest"` or `"anchors"`.
             views_per_group (`int`): the number of anchors.
         """
-        between = targets.distances(targets)[0]
-        if generation_order == "given":
-            return list(range(len(between)))
-        order = farthest_views(between, min(views_per_group, len(between))) if generation_order == "anchors" else []
-        gap = torch.cat([targets.distances(references)[0], between[:, order]], dim=1)
-        gap = gap.amin(-1) if gap.shape[1] else torch.zeros(len(between))
-        while len(order) < len(between):
-            rest = [view for view in range(len(between)) if view not in order]
-            order.append(min(rest, key=lambda view: gap[view].item()))
-            gap = torch.minimum(gap, between[:, order[-1]])
-        return order
+        return generation.order_targets(references, targets, generation_order, views_per_group)
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -561,7 +522,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         )
         self._guidance_scale = guidance_scale
         self._attention_kwargs = attention_kwargs
-        self._current_timestep = None
+        self._current_timestep = self.scheduler.config.num_train_timesteps
         self._interrupt = False
 
         # 2. Remember: a memory for each row, that is a scene, or a sample of a scene
@@ -570,7 +531,8 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             scenes = self._remember(inputs.references, shown, max_memory_views)
         else:
             shown, scenes = memory.shown, [memory.views]
-        memories = self._row_memories(scenes, num_samples, use_reference_cache, keep=memory is not None)
+        encode = self._encode_memory if use_reference_cache else None
+        memories = generation.part_samples(scenes, num_samples, encode, keep=memory is not None)
 
         # 3. Order: noise belongs to a target wherever it comes in the order
         targets = shown.show(inputs.targets)
@@ -590,7 +552,8 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             order.split(views_per_group, dim=1),
             memories,
             _Options(
-                {"num_inference_steps": num_inference_steps, "sigmas": sigmas, "latent_size": latent_size},
+                num_inference_steps,
+                sigmas,
                 joins_memory,
                 use_reference_cache,
                 share_groups,
@@ -606,7 +569,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
                 "The views came out as NaN or infinity. In float16 that is a model that needs bfloat16 or float32;"
                 " else its weights, an adapter, or an extreme `guidance_scale` or `camera_scale` are at fault."
             )
-        self._current_timestep = None
+        self._current_timestep = self.scheduler.config.num_train_timesteps
         outputs = outputs.unflatten(0, (-1, num_samples)).transpose(1, 2)  # [B, M, S, ...]
         images = self._postprocess(outputs, output_type, inputs.is_batch)
         self.maybe_free_model_hooks()
@@ -652,25 +615,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
 
     def _remember(self, references: Views, shown: ShownFrame, max_memory_views: int | None) -> list[ViewMemory]:
         """References `[B, N]` into a memory for each scene; keys and values are made when it is recalled."""
-        latents = self.encode_images(references.pixels.to(self._execution_device)).float()
-        geometry = shown.show(references)
-        return [
-            ViewMemory(self._encode_memory, row, geometry.rows([index]), max_memory_views)
-            for index, row in enumerate(latents.split(1))
-        ]
-
-    def _row_memories(
-        self, scenes: list[ViewMemory], num_samples: int, use_reference_cache: bool, keep: bool
-    ) -> list[ViewMemory]:
-        """A memory for each sample of each scene, which may grow; those of `scenes` are to stay as they are or not.
-        What all samples attend to is encoded before they part."""
-        memories = []
-        for scene in scenes:
-            if use_reference_cache and not scene.overflows:
-                scene.recall()
-            first = scene.fork() if keep else scene
-            memories += [first, *(scene.fork() for _ in range(num_samples - 1))]
-        return memories
+        return generation.remember(self.vae, references, shown, max_memory_views, self._execution_device)
 
     def _generate(
         self,
@@ -685,7 +630,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         device = self._execution_device
         process, num_processes = (dist.get_rank(), dist.get_world_size()) if options.share_groups else (0, 1)
         rows = torch.arange(len(noise)).unsqueeze(-1)
-        steps = len(self._set_timesteps(groups[0].shape[1], **options.schedule))
+        steps = len(self._set_timesteps(noise[:, : groups[0].shape[1]], options))
         self._num_timesteps = steps * len(groups)
         outputs = torch.zeros_like(noise, device="cpu")
         if options.image_size is not None:
@@ -694,13 +639,13 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             for number, group in enumerate(groups):
                 if self.interrupt:
                     break
-                joins = options.joins_memory == "all" or options.joins_memory == "first" and number == 0
+                joins = generation.group_joins(options.joins_memory, number)
                 if not joins and number % num_processes != process:
                     progress_bar.update(steps)
                     continue
                 geometry = targets.select(group)
-                self._set_timesteps(group.shape[1], **options.schedule)
                 start = noise[rows.to(device), group.to(device)]
+                self._set_timesteps(start, options)
                 views = self._denoise(start, geometry, memories, options, progress_bar, number * steps)
                 for row, memory in enumerate(memories if joins else []):
                     memory.add(views[row : row + 1], geometry.rows([row]))
@@ -713,103 +658,58 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             dist.all_reduce(outputs)
         return outputs.cpu()
 
-    def _set_timesteps(self, num_targets: int, num_inference_steps: int, sigmas, latent_size) -> torch.Tensor:
-        """Sets the schedule for a group; returns its timesteps."""
-        options = {"sigmas": sigmas} if sigmas is not None else {"num_inference_steps": num_inference_steps}
-        config = self.scheduler.config
-        if sigmas is None and not isinstance(self.scheduler, RectifiedFlowViewScheduler):  # its own ends before 0
-            options = {"sigmas": np.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()}
-        if config.get("use_dynamic_shifting"):
-            patch_size = self.transformer.config.patch_size
-            num_tokens = num_targets * (latent_size[0] // patch_size) * (latent_size[1] // patch_size)
-            if isinstance(self.scheduler, RectifiedFlowViewScheduler):
-                options["mu"] = self.scheduler.calculate_mu(num_tokens)
-            else:
-                slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-                options["mu"] = config.base_shift + slope * (num_tokens - config.base_image_seq_len)
-        self.scheduler.set_timesteps(device=self._execution_device, **options)
-        self.scheduler.set_begin_index(0)
-        return self.scheduler.timesteps
+    def _set_timesteps(self, latents: torch.Tensor, options: _Options) -> torch.Tensor:
+        """Sets the schedule for a group `[R, g, C, h, w]`; returns its timesteps."""
+        patch_size = self.transformer.config.patch_size
+        return generation.set_timesteps(
+            self.scheduler, patch_size, latents, options.num_inference_steps, options.sigmas
+        )
 
     def _encode_memory(self, latents: torch.Tensor, geometry: ViewGeometry, cache: KaleidoReferenceCache) -> None:
-        """Encodes clean views into a cache. Step caches start afresh, so that they skip nothing here."""
+        """Encodes clean views into a cache."""
+        self._current_timestep = self.scheduler.config.num_train_timesteps
         device = self._execution_device
-        self._forget_steps()
-        with self.transformer.cache_context("memory"):
-            self.transformer.encode_views(
-                latents.to(device, self.transformer.dtype),
-                **geometry.to(device).arguments(),
-                cache=cache,
-                attention_kwargs=self.attention_kwargs,
-            )
+        generation.encode_memory(self.transformer, latents, geometry, cache, device, self.attention_kwargs)
 
     def _denoise(
         self,
         latents: torch.Tensor,  # [R, g, C, h, w]
         geometry: ViewGeometry,
         memories: list[ViewMemory],
-        options: "_Options",
+        options: _Options,
         progress_bar,
         first_step: int,
     ) -> torch.Tensor:
         """Takes one group of targets from noise to clean latents."""
-        has_memory = len(memories[0]) > 0
-        self._forget_steps()
-        context = self._recall(memories, geometry) if options.use_reference_cache else self._replay(memories)
+        if options.use_reference_cache:
+            context = generation.recall(memories, geometry, self._encode_memory)
+        else:
+            context = generation.replay(memories, latents.device)
+        self.transformer._reset_stateful_cache()  # what step caches know belongs to other views
         geometry = geometry.to(latents.device)
         for index, t in enumerate(self.scheduler.timesteps):
             if self.interrupt:
                 continue
             self._current_timestep = t
-            with self.transformer.cache_context("cond"):
-                prediction = self._predict(latents, t, geometry, context if has_memory else {})
-            if self.guidance_scale != 1.0 and has_memory:
-                with self.transformer.cache_context("uncond"):
-                    unconditional = self._predict(latents, t, geometry, {})
+            prediction = self._predict("cond", index, latents, geometry, context)
+            if self.guidance_scale != 1.0 and context:
+                unconditional = self._predict("uncond", index, latents, geometry, {})
                 prediction = torch.lerp(unconditional, prediction, self.guidance_scale)
             latents = self.scheduler.step(prediction, t, latents, return_dict=False)[0]
             if options.callback is not None:
                 tensors = {"latents": latents} if "latents" in options.callback_inputs else {}
                 latents = options.callback(self, first_step + index, t, tensors).get("latents", latents)
             progress_bar.update()
+        self.transformer._reset_stateful_cache()
         return latents
 
-    def _forget_steps(self) -> None:
-        """Empties step caches (FirstBlockCache and its like): what they know belongs to other views."""
-        if self.transformer.is_cache_enabled:
-            self.transformer._reset_stateful_cache()
-
-    def _recall(self, memories: list[ViewMemory], geometry: ViewGeometry) -> dict[str, Any]:
-        """The encoded memory of all rows, as arguments of `_predict`."""
-        caches = [memory.recall(geometry.rows([row])) for row, memory in enumerate(memories) if len(memory)]
-        return {"cache": caches[0] if len(caches) == 1 else KaleidoReferenceCache.cat(caches)} if caches else {}
-
-    def _replay(self, memories: list[ViewMemory]) -> dict[str, Any]:
-        """The memory of all rows as it is, to be encoded along with the targets at every step."""
-        device = self._execution_device
-        latents, geometries, groups = zip(*(memory.views() for memory in memories))
-        geometry = ViewGeometry.cat_rows(geometries).to(device)
-        return {"memory": (torch.cat(latents).to(device), geometry, groups[0])}
-
-    def _predict(self, latents, t: torch.Tensor, geometry: ViewGeometry, context: dict[str, Any]) -> torch.Tensor:
-        """What the transformer predicts for noisy targets `[R, g, C, h, w]`, given a cache, a memory or nothing."""
-        num_targets = latents.shape[1]
-        timestep = t.to(latents.device, torch.float32).expand(latents.shape[:2])
-        options = {"cache": context["cache"]} if "cache" in context else {"num_targets": num_targets}
-        if "memory" in context:
-            memory, memory_geometry, groups = context["memory"]
-            latents = torch.cat([memory, latents], dim=1)
-            timestep = torch.cat([timestep.new_zeros(memory.shape[:2]), timestep], dim=1)
-            geometry = ViewGeometry.cat([memory_geometry, geometry])
-            options["view_groups"] = groups + [len(groups)] * num_targets
-        return self.transformer(
-            latents.to(self.transformer.dtype),
-            timestep,
-            **geometry.arguments(),
-            **options,
-            attention_kwargs=self.attention_kwargs,
-            return_dict=False,
-        )[0].float()
+    def _predict(
+        self, branch: str, step: int, latents: torch.Tensor, geometry: ViewGeometry, context: dict[str, Any]
+    ) -> torch.Tensor:
+        """What the transformer predicts in one branch of guidance."""
+        with generation.branch(self.transformer, self.scheduler, branch, step):
+            timestep = self.scheduler.timesteps[step]
+            return generation.predict(self.transformer, latents, timestep, geometry, context, self.attention_kwargs)
 
     def _postprocess(self, outputs: torch.Tensor, output_type: str, is_batch: bool):
         """Views `[B, M, S, ...]` as users get them: without a dimension for one scene, or for one sample."""
@@ -821,8 +721,3 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         for count in reversed(leading[1:]):
             images = [images[i : i + count] for i in range(0, len(images), count)]
         return images
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")

@@ -1,0 +1,388 @@
+# Copyright 2026 The Kaleido for diffusers team.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What view synthesis computes, as functions over components: each form of the pipeline calls these.
+
+Shapes: B scenes, M targets, S samples of each target, R rows (scenes and their samples), g targets of a group.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..geometry.cameras import farthest_views
+from ..geometry.views import ShownFrame, ViewGeometry, Views
+from ..models.latents import encode_views
+from ..models.reference_cache import KaleidoReferenceCache
+from ..models.transformer_kaleido import KaleidoTransformer3DModel
+from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
+from .memory import Encode, ViewMemory
+
+
+__all__ = [
+    "GENERATION_ORDERS",
+    "JOINS_MEMORY",
+    "branch",
+    "check_count",
+    "check_group_options",
+    "check_prediction_type",
+    "check_size",
+    "encode_memory",
+    "group_joins",
+    "make_noise",
+    "order_targets",
+    "part_samples",
+    "predict",
+    "recall",
+    "remember",
+    "replay",
+    "set_timesteps",
+]
+
+GENERATION_ORDERS = ("given", "nearest", "anchors")
+JOINS_MEMORY = ("all", "first", "none")
+
+Scheduler = Any  # RectifiedFlowViewScheduler or FlowMatchEulerDiscreteScheduler
+
+
+# Inputs
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises `ValueError` for what is no positive integer.
+
+    Args:
+        name (`str`): of the argument.
+        value (`Any`): its value.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+
+
+def check_size(height: int, width: int, multiple: int) -> None:
+    """Raises `ValueError` for views that are no whole number of tokens.
+
+    Args:
+        height (`int`): of the views in pixels.
+        width (`int`): likewise.
+        multiple (`int`): pixels along a side of a token.
+    """
+    if height % multiple or width % multiple or height < 1 or width < 1:
+        raise ValueError(f"`height` and `width` must be multiples of {multiple}, got {height} and {width}.")
+
+
+def check_group_options(
+    views_per_group: int,
+    max_memory_views: int | None,
+    generation_order: str,
+    joins_memory: str,
+    num_samples: int,
+    use_reference_cache: bool,
+) -> None:
+    """Raises `ValueError` for groups that cannot be generated as asked for.
+
+    Args:
+        views_per_group (`int`): as in [`KaleidoViewSynthesisPipeline`].
+        max_memory_views (`int`, *optional*): likewise.
+        generation_order (`str`): likewise.
+        joins_memory (`str`): likewise.
+        num_samples (`int`): likewise.
+        use_reference_cache (`bool`): likewise.
+    """
+    if generation_order not in GENERATION_ORDERS:
+        raise ValueError(f"`generation_order` must be one of {GENERATION_ORDERS}, got {generation_order!r}.")
+    if joins_memory not in JOINS_MEMORY:
+        raise ValueError(f"`joins_memory` must be one of {JOINS_MEMORY}, got {joins_memory!r}.")
+    if max_memory_views is not None and not use_reference_cache:
+        raise ValueError("`max_memory_views` needs the reference cache: leave `use_reference_cache=True`.")
+    check_count("views_per_group", views_per_group)
+    check_count("num_samples", num_samples)
+
+
+def check_prediction_type(scheduler: Scheduler, prediction_type: str) -> None:
+    """Raises `ValueError` where the scheduler would misread what the transformer predicts.
+
+    Args:
+        scheduler (`SchedulerMixin`): of the pipeline.
+        prediction_type (`str`): what the transformer was trained to predict.
+    """
+    knows_samples = isinstance(scheduler, RectifiedFlowViewScheduler)
+    taken = scheduler.config.get("prediction_type", "velocity") if knows_samples else "velocity"
+    if prediction_type != taken:
+        raise ValueError(
+            f"The transformer predicts {prediction_type!r}, which the {type(scheduler).__name__}"
+            f" would take for a {taken!r}. Use `RectifiedFlowViewScheduler.from_config(scheduler.config,"
+            f" prediction_type={prediction_type!r})`."
+        )
+
+
+def make_noise(
+    shape: Sequence[int], latents: torch.Tensor | None, generator: Any, device: torch.device
+) -> torch.Tensor:
+    """Noise `[B, M, S, C, h, w]` in the order of the targets; `latents` may lack a B or S of 1, as outputs do.
+
+    Args:
+        shape (`Sequence[int]`): `[B, M, S, C, h, w]`.
+        latents (`torch.Tensor`, *optional*): noise to take.
+        generator (`Any`): one, or one for each scene.
+        device (`torch.device`): of the noise.
+    """
+    if isinstance(generator, list) and len(generator) != shape[0]:
+        raise ValueError(f"`generator` must be one, or one for each of the {shape[0]} scenes; got {len(generator)}.")
+    if latents is None:
+        return randn_tensor(tuple(shape), generator=generator, device=device, dtype=torch.float32)
+    batch, _, samples = shape[:3]
+    squeezed = tuple(n for i, n in enumerate(shape) if not (i == 0 and batch == 1 or i == 2 and samples == 1))
+    if tuple(latents.shape) not in (tuple(shape), squeezed):
+        raise ValueError(f"`latents` must have shape {list(squeezed)}, got {list(latents.shape)}.")
+    return latents.to(device, torch.float32).reshape(shape)
+
+
+# The memory
+
+
+def remember(
+    vae: ModelMixin | None, references: Views, shown: ShownFrame, max_views: int | None, device: torch.device
+) -> list[ViewMemory]:
+    """
+    A memory for each scene; keys and values are made when it is recalled.
+
+    Args:
+        vae (`ModelMixin`, *optional*): the autoencoder; without one the views stay pixels.
+        references (`Views` of shape `[B, N]`): pixels in [-1, 1].
+        shown (`ShownFrame`): where the model sees the scenes from.
+        max_views (`int`, *optional*): most views that a group attends to.
+        device (`torch.device`): of the autoencoder.
+    """
+    latents = encode_views(vae, references.pixels.to(device)).float()
+    geometry = shown.show(references)
+    return [ViewMemory(row, geometry.rows([index]), max_views) for index, row in enumerate(latents.split(1))]
+
+
+def part_samples(
+    scenes: Sequence[ViewMemory], num_samples: int, encode: Encode | None, keep: bool
+) -> list[ViewMemory]:
+    """
+    A memory for each sample of each scene, `[R]`, which may grow. What all samples attend to is encoded before they
+    part.
+
+    Args:
+        scenes (`Sequence[ViewMemory]`): a memory for each scene.
+        num_samples (`int`): S.
+        encode (`Callable`, *optional*): encodes views, see [`ViewMemory.recall`]; `None` where nothing is encoded.
+        keep (`bool`): whether those of `scenes` are to stay as they are.
+    """
+    memories = []
+    for scene in scenes:
+        if encode is not None and not scene.overflows:
+            scene.recall(encode)
+        first = scene.fork() if keep else scene
+        memories += [first, *(scene.fork() for _ in range(num_samples - 1))]
+    return memories
+
+
+def encode_memory(
+    transformer: KaleidoTransformer3DModel,
+    latents: torch.Tensor,
+    geometry: ViewGeometry,
+    cache: KaleidoReferenceCache,
+    device: torch.device,
+    attention_kwargs: dict[str, Any] | None,
+) -> None:
+    """
+    Encodes clean views into a cache. Step caches start afresh before, so that they skip nothing, and after, so that
+    they take nothing of it for a target.
+
+    Args:
+        transformer ([`KaleidoTransformer3DModel`]): what encodes.
+        latents (`torch.Tensor` of shape `[B, V, C, h, w]`): the views.
+        geometry (`ViewGeometry` with leading dimensions `[B, V]`): where and when they are.
+        cache ([`KaleidoReferenceCache`]): grown in place.
+        device (`torch.device`): of the transformer.
+        attention_kwargs (`dict`, *optional*): passed to the transformer.
+    """
+    transformer._reset_stateful_cache()
+    with transformer.cache_context("memory"):
+        transformer.encode_views(
+            latents.to(device, transformer.dtype),
+            **geometry.to(device).arguments(),
+            cache=cache,
+            attention_kwargs=attention_kwargs,
+        )
+    transformer._reset_stateful_cache()
+
+
+def recall(memories: Sequence[ViewMemory], geometry: ViewGeometry, encode: Encode) -> dict[str, Any]:
+    """
+    The encoded memory of all rows, as a `context` of [`predict`]; empty where there is none.
+
+    Args:
+        memories (`Sequence[ViewMemory]`): one for each row.
+        geometry (`ViewGeometry` with leading dimensions `[R, g]`): of the targets that are to attend to it.
+        encode (`Callable`): encodes views, see [`ViewMemory.recall`].
+    """
+    caches = [memory.recall(encode, geometry.rows([row])) for row, memory in enumerate(memories) if len(memory)]
+    return {"cache": caches[0] if len(caches) == 1 else KaleidoReferenceCache.cat(caches)} if caches else {}
+
+
+def replay(memories: Sequence[ViewMemory], device: torch.device) -> dict[str, Any]:
+    """
+    The memory of all rows as it is, to be encoded along with the targets at every step: a `context` of [`predict`];
+    empty where there is none.
+
+    Args:
+        memories (`Sequence[ViewMemory]`): one for each row.
+        device (`torch.device`): of the transformer.
+    """
+    if not len(memories[0]):
+        return {}
+    latents, geometries, groups = zip(*(memory.views() for memory in memories))
+    return {"memory": (torch.cat(latents).to(device), ViewGeometry.cat_rows(geometries).to(device), groups[0])}
+
+
+# The loop over groups
+
+
+def order_targets(
+    references: ViewGeometry, targets: ViewGeometry, generation_order: str, views_per_group: int
+) -> list[int]:
+    """
+    The order in which the targets of one scene are generated.
+
+    `"given"` as they are; `"nearest"` always the one nearest to what is known; `"anchors"` first one group spread over
+    the targets, then the nearest.
+
+    Args:
+        references (`ViewGeometry` with leading dimensions `[1, N]`): the references.
+        targets (`ViewGeometry` with leading dimensions `[1, M]`): the targets.
+        generation_order (`str`): `"given"`, `"nearest"` or `"anchors"`.
+        views_per_group (`int`): the number of anchors.
+    """
+    between = targets.distances(targets)[0]
+    if generation_order == "given":
+        return list(range(len(between)))
+    order = farthest_views(between, min(views_per_group, len(between))) if generation_order == "anchors" else []
+    gap = torch.cat([targets.distances(references)[0], between[:, order]], dim=1)
+    gap = gap.amin(-1) if gap.shape[1] else torch.zeros(len(between))
+    while len(order) < len(between):
+        rest = [view for view in range(len(between)) if view not in order]
+        order.append(min(rest, key=lambda view: gap[view].item()))
+        gap = torch.minimum(gap, between[:, order[-1]])
+    return order
+
+
+def group_joins(joins_memory: str, number: int) -> bool:
+    """Whether later groups attend to the views of a group.
+
+    Args:
+        joins_memory (`str`): `"all"`, `"first"` or `"none"`.
+        number (`int`): of the group.
+    """
+    return joins_memory == "all" or joins_memory == "first" and number == 0
+
+
+def set_timesteps(
+    scheduler: Scheduler,
+    patch_size: int,
+    latents: torch.Tensor,
+    num_inference_steps: int,
+    sigmas: Sequence[float] | None,
+) -> torch.Tensor:
+    """
+    Sets the schedule for a group; returns its timesteps.
+
+    Args:
+        scheduler (`SchedulerMixin`): whose schedule.
+        patch_size (`int`): of the transformer: a dynamic shift depends on the number of tokens.
+        latents (`torch.Tensor` of shape `[R, g, C, h, w]`): of the group, or others of that shape and on that device.
+        num_inference_steps (`int`): steps from noise to views.
+        sigmas (`Sequence[float]`, *optional*): a schedule instead of that.
+    """
+    num_targets, (height, width) = latents.shape[1], latents.shape[-2:]
+    options: dict[str, Any] = (
+        {"sigmas": sigmas} if sigmas is not None else {"num_inference_steps": num_inference_steps}
+    )
+    config = scheduler.config
+    if sigmas is None and not isinstance(scheduler, RectifiedFlowViewScheduler):  # its own ends before 0
+        options = {"sigmas": np.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()}
+    if config.get("use_dynamic_shifting"):
+        num_tokens = num_targets * (height // patch_size) * (width // patch_size)
+        if isinstance(scheduler, RectifiedFlowViewScheduler):
+            options["mu"] = scheduler.calculate_mu(num_tokens)
+        else:
+            slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+            options["mu"] = config.base_shift + slope * (num_tokens - config.base_image_seq_len)
+    scheduler.set_timesteps(device=latents.device, **options)
+    scheduler.set_begin_index(0)
+    return scheduler.timesteps
+
+
+@contextmanager
+def branch(transformer: KaleidoTransformer3DModel, scheduler: Scheduler, name: str, step: int) -> Iterator[None]:
+    """
+    What step caches get to know of a prediction.
+
+    Args:
+        transformer ([`KaleidoTransformer3DModel`]): what predicts.
+        scheduler (`SchedulerMixin`): set to the schedule of the group.
+        name (`str`): of the branch of guidance.
+        step (`int`): number of the step in the group.
+    """
+    timestep, count = scheduler.timesteps[step], len(scheduler.timesteps)
+    sigma = timestep / scheduler.config.num_train_timesteps
+    with transformer.cache_context(name, step_index=step, num_inference_steps=count, timestep=timestep, sigma=sigma):
+        yield
+
+
+def predict(
+    transformer: KaleidoTransformer3DModel,
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    geometry: ViewGeometry,
+    context: dict[str, Any],
+    attention_kwargs: dict[str, Any] | None,
+) -> torch.Tensor:
+    """
+    What the transformer predicts for noisy targets, `[R, g, C, h, w]` in float32.
+
+    Args:
+        transformer ([`KaleidoTransformer3DModel`]): what predicts.
+        latents (`torch.Tensor` of shape `[R, g, C, h, w]`): the targets.
+        timestep (`torch.Tensor` of shape `[]`): 1000 times their sigma.
+        geometry (`ViewGeometry` with leading dimensions `[R, g]`): where and when they are.
+        context (`dict`): what they attend to, of [`recall`] or [`replay`]; empty for nothing.
+        attention_kwargs (`dict`, *optional*): passed to the transformer.
+    """
+    num_targets = latents.shape[1]
+    timesteps = timestep.to(latents.device, torch.float32).expand(latents.shape[:2])
+    options = {"cache": context["cache"]} if "cache" in context else {"num_targets": num_targets}
+    if "memory" in context:
+        memory, memory_geometry, groups = context["memory"]
+        latents = torch.cat([memory, latents], dim=1)
+        timesteps = torch.cat([timesteps.new_zeros(memory.shape[:2]), timesteps], dim=1)
+        geometry = ViewGeometry.cat([memory_geometry, geometry])
+        options["view_groups"] = groups + [len(groups)] * num_targets
+    return transformer(
+        latents.to(transformer.dtype),
+        timesteps,
+        **geometry.arguments(),
+        **options,
+        attention_kwargs=attention_kwargs,
+        return_dict=False,
+    )[0].float()
