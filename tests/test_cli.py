@@ -1,11 +1,12 @@
 """The commands that a newcomer runs."""
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import PIL.Image
@@ -20,8 +21,11 @@ from kaleido_diffusers.cli import main
 from kaleido_diffusers.cli.errors import run_verb
 from kaleido_diffusers.cli.info import working_attention_backends
 from kaleido_diffusers.cli.loading import load_pipeline
+from kaleido_diffusers.evaluation.metrics import psnr
+from kaleido_diffusers.geometry.choosing import split_views
 from kaleido_diffusers.loaders.adapter_files import AdapterInfo, save_adapter
 from kaleido_diffusers.loaders.lora_settings import make_lora_config
+from kaleido_diffusers.models import precision
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +131,40 @@ def test_the_module_runs():
     assert "render" in result.stdout and "info" in result.stdout
 
 
+HELP = """
+import sys
+from kaleido_diffusers.cli import VERBS, main
+
+for words in (["--help"], *([verb, "--help"] for verb in VERBS)):
+    try:
+        main(words)
+    except SystemExit as end:
+        assert end.code == 0, words
+    heavy = {"torch", "diffusers", "transformers", "peft", "numpy", "PIL", "scipy", "matplotlib", "gradio", "pycolmap"}
+    assert not heavy & set(sys.modules), (words, heavy & set(sys.modules))
+"""
+
+
+def test_help_waits_for_no_library():
+    result = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert result.stdout.count("usage: kaleido") == 1 + len(cli.VERBS)
+
+
+def test_standard_error_is_for_what_we_say():
+    """Not for what libraries say of themselves while they are imported, as torchao does of its kernels."""
+    command = [sys.executable, "-m", "kaleido_diffusers.cli", "info", "bundled"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0 and "kaleido-tiny" in result.stdout
+    assert all(line.startswith("kaleido: ") for line in result.stderr.splitlines()), result.stderr
+
+
+def test_settings_of_a_verb_are_its_work_s():
+    for name, settings in cli.VERBS.items():
+        work = getattr(importlib.import_module(f"kaleido_diffusers.cli.{name}"), name.capitalize())
+        assert issubclass(work, settings) and fields(work) == fields(settings)
+
+
 def test_bundled_checkpoints_go_by_name(tmp_path, capsys):
     for name in BUNDLED:
         assert (
@@ -187,7 +225,7 @@ class _Verb:
     ],
 )
 def test_a_traceback_is_not_an_answer(error, status, said, capsys):
-    assert run_verb(_Verb(error)) == status
+    assert run_verb(_Verb(error).run) == status
     printed = capsys.readouterr().err
     assert printed.startswith(said) and "Traceback" not in printed and printed.count("\n") == (error is not None)
     if "its traceback is in " in printed:
@@ -197,7 +235,7 @@ def test_a_traceback_is_not_an_answer(error, status, said, capsys):
 
 
 def test_tracebacks_are_shown_when_asked_for(capsys):
-    assert run_verb(_Verb(KeyError("x")), debug=True) == 1
+    assert run_verb(_Verb(KeyError("x")).run, debug=True) == 1
     assert "Traceback (most recent call last)" in capsys.readouterr().err
     assert main(["info", "/no/such/place", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
@@ -205,8 +243,38 @@ def test_tracebacks_are_shown_when_asked_for(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+def sample_scores(dtype: str) -> torch.Tensor:
+    """PSNR of the sample's test photos, rendered by the checkpoint that ships."""
+    pipe, scene = load_pipeline("bundled", "cpu", dtype), load_scene(sample_capture())
+    pipe.set_progress_bar_config(disable=True)
+    test, train = (split_views(len(scene), scene.splits, split) for split in ("test", "train"))
+    given, generator = train[::6], torch.Generator().manual_seed(0)
+    options = dict(num_inference_steps=4, generator=generator, output_type="pt")
+    views = pipe(scene.images[given], scene.cameras[given], scene.cameras[test], **options).images
+    return psnr(views, scene.fitted(test, *views.shape[-2:])[0])
+
+
+def test_bfloat16_scores_as_float32_does():
+    wide, narrow = sample_scores("float32"), sample_scores("bfloat16")
+    assert wide.shape == (5,) and wide.mean() > 15, "what is compared are views of the sample"
+    assert not torch.equal(wide, narrow)
+    assert abs(float(wide.mean() - narrow.mean())) < 0.05
+
+
+@pytest.mark.parametrize("fast", [torch.bfloat16, torch.float32])
+def test_auto_takes_the_fast_precision_and_says_so(fast, checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(precision, "product_speed", lambda dtype, _seconds: 2.0 if dtype == fast else 1.0)
+    precision.fast_dtype.cache_clear()
+    arguments = f"render sample --checkpoint {checkpoint} --targets 3 --references 2 --steps 1 --device cpu"
+    try:
+        assert cli.main([*arguments.split(), "--output", str(tmp_path)]) == 0
+    finally:
+        precision.fast_dtype.cache_clear()
+    assert f"{checkpoint}: {str(fast).removeprefix('torch.')} on cpu" in capsys.readouterr().out.splitlines()
+
+
 def test_names_of_others_reach_the_terminal_as_text(capsys):
-    assert run_verb(_Verb(None, "capture \x1b]0;title\x07 \x9b31m \u202ename\r\ttab")) == 0
+    assert run_verb(_Verb(None, "capture \x1b]0;title\x07 \x9b31m \u202ename\r\ttab").run) == 0
     assert capsys.readouterr().out == "capture \\x1b]0;title\\x07 \\x9b31m \\x202ename\\x0d\ttab\n"
 
 
@@ -216,7 +284,7 @@ def test_errors_stand_alone_behind_no_bar(capfd):
             for _ in tqdm(range(3)):
                 raise ValueError("no")
 
-    assert run_verb(Busy()) == 1
+    assert run_verb(Busy().run) == 1
     assert capfd.readouterr().err.splitlines()[-1] == "kaleido: no"
 
 

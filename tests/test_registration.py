@@ -69,6 +69,37 @@ def test_pipelines_load(saved, loader, tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "out.pt", weights_only=True), expected)
 
 
+ALONE = """
+import importlib.util, sys
+from importlib.machinery import SourceFileLoader
+import kaleido_diffusers
+assert not {"torch", "diffusers", "numpy"} & set(sys.modules)
+assert importlib.util.find_spec("diffusers").loader.get_filename().endswith("__init__.py")  # somebody only looks
+import diffusers
+from diffusers.loaders import single_file_model
+assert "kaleido_diffusers.models.transformer_kaleido" not in sys.modules
+assert "KaleidoTransformer3DModel" in single_file_model.SINGLE_FILE_LOADABLE_CLASSES
+assert isinstance(single_file_model.__loader__, SourceFileLoader), "the loader is its own again"
+assert type(diffusers.DiffusionPipeline.from_pretrained(sys.argv[1])) is diffusers.KaleidoViewSynthesisPipeline
+assert not hasattr(diffusers, "KaleidoNothing") and diffusers.__version__
+"""
+
+
+def test_the_package_waits_for_nothing_and_diffusers_knows_it(saved):
+    """Imported first, or after diffusers, or a module of it alone."""
+    for code in (
+        ALONE,
+        "import diffusers, kaleido_diffusers, sys\n"
+        "assert 'kaleido_diffusers.models.transformer_kaleido' not in sys.modules\n"
+        "assert diffusers.KaleidoTransformer3DModel is kaleido_diffusers.KaleidoTransformer3DModel\n"
+        "diffusers.DiffusionPipeline.from_pretrained(sys.argv[1])",
+        "import sys, kaleido_diffusers.pipelines.pipeline_kaleido as ours, diffusers\n"
+        "assert type(diffusers.DiffusionPipeline.from_pretrained(sys.argv[1])) is ours.KaleidoViewSynthesisPipeline",
+    ):
+        result = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-3000:]
+
+
 def run_here(folder: Path) -> torch.Tensor:
     from kaleido_diffusers import KaleidoViewSynthesisPipeline
 

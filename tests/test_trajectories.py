@@ -9,7 +9,7 @@ import torch
 from conftest import make_cameras, random_poses
 
 from kaleido_diffusers import Cameras, trajectories
-from kaleido_diffusers.cli.render import Render
+from kaleido_diffusers.cli.settings import RenderSettings
 from kaleido_diffusers.geometry.cameras import look_at
 from kaleido_diffusers.geometry.trajectories import ABOUT_FOCUS, PATHS, _so3_exp, _so3_log
 
@@ -173,7 +173,7 @@ def test_the_registry_holds_every_path_and_the_command_line_offers_it():
     }
     assert paths == PATHS
     assert {name for name, path in PATHS.items() if "focus" in inspect.signature(path).parameters} == set(ABOUT_FOCUS)
-    offered = typing.get_args(typing.get_type_hints(Render)["trajectory"])
+    offered = typing.get_args(typing.get_type_hints(RenderSettings)["trajectory"])
     assert offered == ("none", *PATHS)
 
 

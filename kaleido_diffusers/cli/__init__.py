@@ -1,39 +1,45 @@
-"""The command line: `kaleido VERB ...`, one module a verb."""
+"""The command line: `kaleido VERB ...`, one module a verb, imported when the verb runs."""
 
+import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 import tyro
 
-from .convert import Convert
-from .demo import Demo
-from .errors import plain, run_verb
-from .evaluate import Evaluate
-from .info import Info
-from .lora import Lora
-from .poses import Poses
-from .push import Push
-from .render import Render
-from .shard import Shard
-from .train import Train
-from .view import View
+from ..training.config import TrainConfig
+from .errors import Verb, plain, run_verb
+from .settings import (
+    ConvertSettings,
+    DemoSettings,
+    EvaluateSettings,
+    InfoSettings,
+    LoraSettings,
+    PosesSettings,
+    PushSettings,
+    RenderSettings,
+    ShardSettings,
+    ViewSettings,
+)
 
 
 __all__ = ["main"]
 
-VERBS = {
-    "render": Render,
-    "poses": Poses,
-    "train": Train,
-    "lora": Lora,
-    "evaluate": Evaluate,
-    "convert": Convert,
-    "push": Push,
-    "demo": Demo,
-    "view": View,
-    "shard": Shard,
-    "info": Info,
+VERBS: dict[str, type] = {
+    "render": RenderSettings,
+    "poses": PosesSettings,
+    "train": TrainConfig,
+    "lora": LoraSettings,
+    "evaluate": EvaluateSettings,
+    "convert": ConvertSettings,
+    "push": PushSettings,
+    "demo": DemoSettings,
+    "view": ViewSettings,
+    "shard": ShardSettings,
+    "info": InfoSettings,
 }
 
 
@@ -49,10 +55,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words  # of every verb, and no setting of any
     words = [word for word in words if word != "--debug"]
-    command = tyro.extras.subcommand_cli_from_dict(
+    settings = tyro.extras.subcommand_cli_from_dict(
         VERBS, prog="kaleido", description="Posed photos in, new views out.", args=words
     )
-    return run_verb(command, debug)
+    return run_verb(lambda: _verb(settings).run(), debug)
+
+
+def _verb(settings: Any) -> Verb:
+    """What does the work of settings: the class of a verb's name in the module of a verb's name."""
+    name = next(name for name, kind in VERBS.items() if kind is type(settings))
+    with _silent_libraries():
+        module = import_module(f".{name}", __name__)
+    return getattr(module, name.capitalize())(**vars(settings))
+
+
+@contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """While they are imported, libraries tell of parts of theirs that cannot be loaded, such as kernels of torchao for
+    other machines. Nothing that a user asked for depends on them: what does raises."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -10,7 +10,7 @@ from ..captures.images import CaptureError
 from ..captures.pictures import camera_picture, camera_scene_html
 from ..captures.scene import Scene
 from ..captures.summary import capture_summary
-from .loading import CaptureOptions
+from .settings import CaptureOptions
 
 
 __all__ = ["describe_capture"]

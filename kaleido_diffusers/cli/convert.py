@@ -2,12 +2,10 @@
 
 import json
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-import tyro
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import split_torch_state_dict_into_shards
 
@@ -22,6 +20,7 @@ from ..loaders.writing import write_safetensors
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
+from .settings import ConvertSettings
 
 
 __all__ = ["Convert"]
@@ -29,55 +28,7 @@ __all__ = ["Convert"]
 CARRIED = ("README.md", "LICENSE", "scores.json")  # of a pipeline folder, beside its components
 
 
-@dataclass
-class ConfigOptions:
-    """What shapes do not tell, for checkpoints that do not say it."""
-
-    patch_size: int | None = None
-    """Pixels (or latent cells) along a token."""
-    in_channels: int | None = None
-    """Channels of a view."""
-    layer_pattern: tuple[str, ...] | None = None
-    """Layer kinds, repeated over the depth: `global`, `view`."""
-    camera_encoding: Literal["prope", "gta"] | None = None
-    """How cameras enter attention."""
-    rope_axes_dim: tuple[int, int, int] | None = None
-    """Channels of a head that turn with column, row and time."""
-    rope_theta: float | None = None
-    """Base of the rotary frequencies."""
-    rope_time_scale: float | None = None
-    """Rotary positions in one second."""
-    sample_size: int | None = None
-    """Height and width of a view in training."""
-    norm_eps: float | None = None
-    """Epsilon of the norms."""
-    prediction_type: Literal["velocity", "sample"] | None = None
-    """What the model predicts."""
-
-
-@dataclass
-class Convert:
-    """Turns a checkpoint into a folder that diffusers loads, or, where `--output` ends in `.safetensors`, into a file.
-    Reads safetensors, `.pt`/`.pth`/`.bin`/`.ckpt` (weights alone), sharded safetensors, and folders: of
-    torch.distributed.checkpoint, of a pipeline, of a transformer, of training."""
-
-    source: Annotated[str, tyro.conf.Positional]
-    """What to convert: a file, a folder, or `bundled`."""
-    output: Path
-    """A folder, or a file that ends in `.safetensors`. Nothing is written over."""
-    weights: Literal["auto", "raw", "ema"] = "auto"
-    """Which weights; `auto` takes averaged ones where there are any."""
-    dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
-    """Precision to write. In 16 bits modulation stays float32, as in `from_pretrained(dtype=torch.float16)`."""
-    rename: Path | None = None
-    """JSON list of `["pattern", "replacement"]` (`null` leaves a tensor out) for names that are not known."""
-    channels_last_patches: bool = False
-    """The output layer (and a patch embedding that is a matrix) has patches as rows, columns, channels."""
-    max_shard_size: str = "10GB"
-    """Largest file of weights in a folder."""
-    config: Annotated[ConfigOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=ConfigOptions)
-    """What shapes do not tell."""
-
+class Convert(ConvertSettings):
     def run(self) -> None:
         if self.output.exists():
             raise CheckpointError(f"{self.output} exists; nothing is written over.")

@@ -5,6 +5,7 @@ import re
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from typing import Protocol, TextIO
 
@@ -49,13 +50,13 @@ class _PlainOutput:
         return getattr(self._stream, name)
 
 
-def run_verb(verb: Verb, debug: bool = False) -> int:
+def run_verb(run: Callable[[], None], debug: bool = False) -> int:
     """
     Runs a verb and says in one line on standard error why it failed. Python's traceback of what nobody has foreseen
     goes into a file.
 
     Args:
-        verb ([`Verb`]): to run.
+        run (`Callable`): of a [`Verb`].
         debug (`bool`, defaults to `False`): show every traceback.
 
     Returns:
@@ -63,7 +64,7 @@ def run_verb(verb: Verb, debug: bool = False) -> int:
     """
     try:
         with redirect_stdout(_PlainOutput(sys.stdout)):
-            verb.run()
+            run()
             sys.stdout.flush()
         return 0
     except BrokenPipeError:  # `kaleido info | head`: nobody reads on, and Python shall not say so when it ends

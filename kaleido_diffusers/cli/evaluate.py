@@ -3,12 +3,10 @@
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-import tyro
 from tqdm.auto import tqdm
 
 from ..captures.images import save_image
@@ -16,8 +14,9 @@ from ..evaluation.metrics import LPIPS
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate, synthetic_cases
 from ..evaluation.report import contact_sheet, markdown_table, plot_scores
 from ..files import write_text
-from .evaluate_protocol import ProtocolOptions, list_protocols, merge, run_protocol
-from .loading import CaptureOptions, load_pipeline
+from .evaluate_protocol import list_protocols, merge, run_protocol
+from .loading import load_pipeline
+from .settings import EvaluateSettings
 
 
 __all__ = ["Evaluate"]
@@ -26,44 +25,7 @@ COLUMNS = {"method": "", "references": "d", "psnr": ".2f", "ssim": ".3f", "lpips
 COLUMNS |= {"consistency": ".2f", "true_consistency": ".2f", "views": "d"}
 
 
-@dataclass
-class Evaluate:
-    """Scores a checkpoint on the synthetic test split or on a capture, beside the nearest reference, a flat colour and
-    a plane sweep; writes JSON, a table, a contact sheet and a plot."""
-
-    data: Annotated[str, tyro.conf.Positional] = "test"
-    """`test` or `validation` (synthetic worlds), the folder of a capture, or with --protocol that of a data set."""
-    checkpoint: str = "bundled"
-    """Folder or Hub id of a pipeline, `bundled`, or `none` for the baselines alone."""
-    scenes: int = 200
-    """Synthetic worlds."""
-    level: Literal["object", "scene", "mixed"] = "mixed"
-    """Kind of the synthetic worlds."""
-    spread: float = 1.0
-    """How far the cameras of a synthetic world are apart, from 0 to 1."""
-    max_solids: int = 6
-    """Most solids in a synthetic world."""
-    references: tuple[int, ...] | None = None
-    """Numbers of references; 1, 2, 3, 6 and 12, or those of the protocol, when not given. 0 for all."""
-    size: int | None = None
-    """Height and width of the views; the model's own (or 64) when not given."""
-    steps: int = 25
-    """Denoising steps."""
-    guidance_scale: float = 1.0
-    """Classifier-free guidance; 1 for none."""
-    views_per_group: int = 1
-    """Targets denoised together."""
-    capture: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
-    """How a capture is read and split."""
-    lpips: Path | None = None
-    """State dict of LPIPS (version 0.1, AlexNet or VGG); without it the perceptual distance is left out."""
-    published: Annotated[ProtocolOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=ProtocolOptions)
-    """A published protocol, instead of this project's own."""
-    device: str = "auto"
-    """`cpu`, `cuda`, `mps`, or `auto`."""
-    output: Path = Path("runs/evaluation")
-    """Folder for what is written."""
-
+class Evaluate(EvaluateSettings):
     def run(self) -> None:
         if self.published.list_protocols:
             return list_protocols()

@@ -1,51 +1,16 @@
 """`kaleido evaluate --protocol`: a published protocol, from a data set to a table beside the published numbers."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..evaluation.benchmark import BenchmarkRun, RunSettings, check_pixels, make_plan, merge_runs
 from ..evaluation.benchmark_report import write_report
 from ..evaluation.metrics import LPIPS
 from ..evaluation.protocols import PROTOCOLS, Protocol, protocol_named
 from .loading import load_pipeline
+from .settings import ProtocolOptions
 
 
-__all__ = ["ProtocolOptions", "list_protocols", "merge", "run_protocol"]
-
-
-@dataclass
-class ProtocolOptions:
-    """A published protocol, instead of this project's own."""
-
-    protocol: str | None = None
-    """Name of a published protocol; DATA is then the folder of its data set. `--list-protocols` shows them."""
-    list_protocols: bool = False
-    """Show the protocols and what each needs, and end."""
-    splits: Path | None = None
-    """Folder or file of the split, where none ships, or instead of it; its hash goes into the result."""
-    only: tuple[str, ...] = ()
-    """Scenes to take; the means are then partial."""
-    allow_partial: bool = False
-    """Score what is there although scenes, frames or files are missing; the means are then partial."""
-    part: str | None = None
-    """Which scenes this process takes, such as `3/8`: the third of eight."""
-    merge: tuple[Path, ...] = ()
-    """Folders of parts to bring together in OUTPUT; nothing is drawn."""
-    masks: Path | None = None
-    """Folder of DTU's masks, for masked scores."""
-    pictures: bool = False
-    """Write the views, and show the worst, the median and the best in the report."""
-    seed: int = 0
-    """Of the noise."""
-    max_memory_views: int | None = None
-    """Most views that a target attends to."""
-    joins_memory: Literal["all", "first", "none"] | None = None
-    """Which generated views later ones attend to; the pipeline's own choice when not given."""
-    best_of_looking_at_the_truth: int = 1
-    """Score also the best of so many samples of a target by the truth, under a name that says so."""
-    sweep_scale_looking_at_the_truth: bool = False
-    """With one reference, score also the best of 20 scales of the scene by the truth, likewise."""
+__all__ = ["list_protocols", "merge", "run_protocol"]
 
 
 def list_protocols() -> None:

@@ -4,19 +4,16 @@ import importlib.metadata
 import logging
 import platform
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
 from ..bundled import bundled_checkpoint, bundled_scores
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from .capture_info import describe_capture
 from .checkpoint_info import describe_checkpoint, is_checkpoint, print_scores
-from .loading import CaptureOptions
+from .settings import InfoSettings
 
 
 __all__ = ["Info", "working_attention_backends"]
@@ -34,19 +31,7 @@ PACKAGES = (
 )
 
 
-@dataclass
-class Info:
-    """Prints versions, the attention backends that work here, and the bundled checkpoint with its scores; or, of a
-    capture, figures and warnings, and draws its cameras; or, of a checkpoint, config, size, fingerprint and card."""
-
-    path: Annotated[str | None, tyro.conf.Positional] = None
-    """A capture to describe, in any format that is known, or `sample` or `skull`, which ship with the package; or a
-    checkpoint: a folder, a file, or `bundled`."""
-    capture_options: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
-    """How the capture is read and split."""
-    output: Path = Path("renders")
-    """Folder for the pictures."""
-
+class Info(InfoSettings):
     def run(self) -> None:
         if self.path is None:
             self._describe_package()

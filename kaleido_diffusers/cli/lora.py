@@ -2,12 +2,10 @@
 
 import resource
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 
 from ..bundled import resolve_capture, resolve_checkpoint
 from ..captures.images import save_image
@@ -18,8 +16,9 @@ from ..files import write_json
 from ..loaders.adapter_files import save_adapter
 from ..pipelines.hub import write_card
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
-from ..training.recipes import CaptureRecipe
+from ..training.loop import Trainer
 from ..worlds.sources import capture_views
+from .settings import LoraSettings
 
 
 __all__ = ["Lora"]
@@ -27,28 +26,8 @@ __all__ = ["Lora"]
 COLUMNS = {"model": "", "references": "d", "psnr": ".2f", "ssim": ".3f", "gradient_energy": ".2f", "views": "d"}
 
 
-@dataclass
-class Lora:
-    """Fine-tunes a checkpoint on one capture, and scores it on photos that training never saw: an adapter of a few
-    megabytes, or with `--full` a whole pipeline."""
-
-    capture: Annotated[str, tyro.conf.Positional]
-    """Folder of the capture, or `sample` or `skull`, which ship with the package. Its test split (or every 8th photo
-    by name) is kept for the scores."""
-    output: Path
-    """Folder for the adapter, checkpoints and pictures. A run in it is resumed."""
-    checkpoint: str = "kaleido-tiny"
-    """Pipeline folder (in pixels) to start from, or the name of a bundled checkpoint."""
-    recipe: Annotated[CaptureRecipe, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureRecipe)
-    """How to train."""
-    scored_references: tuple[int, ...] = (3, 6, 12)
-    """Numbers of references of the final scores."""
-    denoising_steps: int = 25
-    """Denoising steps of the final scores."""
-
+class Lora(LoraSettings):
     def run(self) -> None:
-        from ..training.loop import Trainer
-
         base = resolve_checkpoint(self.checkpoint)
         capture = resolve_capture(self.capture)
         config = self.recipe.settings(capture, self.output, Path(base))

@@ -5,13 +5,10 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
 
 import PIL.Image
 import torch
-import tyro
 from accelerate import PartialState
 
 from ..captures.export import write_capture, write_colmap, write_video
@@ -23,9 +20,10 @@ from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
 from ..geometry.cameras import Cameras
 from ..geometry.choosing import choose_references
-from ..geometry.trajectories import PATHS, camera_path
+from ..geometry.trajectories import camera_path
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
-from .loading import CaptureOptions, load_pipeline
+from .loading import load_pipeline, where_it_runs
+from .settings import RenderSettings
 
 
 __all__ = ["Render"]
@@ -62,60 +60,7 @@ def _interrupts_after_a_group() -> Iterator[_Groups]:
         signal.signal(signal.SIGINT, before)
 
 
-@dataclass
-class Render:
-    """Renders views that were kept back from a capture, next to the true photos, and flies through it."""
-
-    capture: Annotated[str, tyro.conf.Positional] = "sample"
-    """Folder of the capture (see `kaleido info`), a single photo, or `sample` or `skull`, which ship with the
-    package."""
-    checkpoint: str = "bundled"
-    """Folder or Hub id of a pipeline, or `bundled`."""
-    references: int = 6
-    """Photos given to the model, spread over the capture."""
-    targets: str = "held-out"
-    """Photos to render: `held-out` (the test split, or every 8th by name), numbers such as `3,7`, or `none`."""
-    trajectory: Literal[("none", *PATHS)] = "none"
-    """Camera path of a fly-through."""
-    views: int = 48
-    """Views of the fly-through."""
-    fps: float = 12.0
-    """Frames a second of the fly-through."""
-    export: Literal["none", "transforms", "colmap"] = "none"
-    """Also write the fly-through, with the references, as a capture to train on: `transforms.json` (nerfstudio,
-    instant-ngp) or a COLMAP model (3D Gaussian Splatting)."""
-    height: int | None = None
-    """Height of the views in pixels; the model's own when not given."""
-    width: int | None = None
-    """Width of the views in pixels; the model's own when not given."""
-    steps: int = 25
-    """Denoising steps."""
-    guidance_scale: float = 1.0
-    """Classifier-free guidance; 1 for none."""
-    views_per_group: int = 4
-    """Views denoised together."""
-    max_memory_views: int | None = None
-    """Most views that a group attends to; all when not given."""
-    generation_order: Literal["given", "nearest", "anchors"] = "given"
-    """Order in which targets are generated."""
-    joins_memory: Literal["all", "first", "none"] = "all"
-    """Generated views that later groups attend to: all, those of the first group alone, or none. Without `all`,
-    several processes (`torchrun`) share the groups out."""
-    seed: int = 0
-    """Seed of the noise."""
-    capture_options: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
-    """How the capture is read and split."""
-    fov: float | None = None
-    """Horizontal field of view in degrees of a single photo, where its EXIF data do not tell."""
-    device: str = "auto"
-    """`cpu`, `cuda`, `mps`, or `auto`."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the weights."""
-    attention_backend: str | None = None
-    """A backend of diffusers, such as `flash` or `xformers`."""
-    output: Path = Path("renders")
-    """Folder for what is written."""
-
+class Render(RenderSettings):
     def run(self) -> None:
         if self.fov is not None and not is_photo(self.capture):
             raise ValueError("--fov is for a single photo: a capture brings its lenses.")
@@ -140,6 +85,7 @@ class Render:
         pipe = self._pipeline()
         pipe.set_progress_bar_config(disable=not processes.is_main_process)
         processes.print(f"{scene.name}: {len(scene)} photos; references {references}; targets {targets or 'none'}")
+        processes.print(f"{self.checkpoint}: {where_it_runs(pipe)}")
         self.output.mkdir(parents=True, exist_ok=True)
         written = []
         if targets:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -12,6 +11,7 @@ from ..geometry.views import Views
 from ..models.latents import load_autoencoder
 from ..worlds.shard_writing import encoded_samples, shard_name, write_shards
 from ..worlds.sources import SourceOptions, is_rendered, open_source
+from .settings import ShardSettings
 
 
 __all__ = ["Shard"]
@@ -21,44 +21,7 @@ RECORD = "shards.json"  # in the folder: with which settings its shards were wri
 Place = tuple[Sequence[Views], int]  # a source, and which of its scenes
 
 
-@dataclass
-class Shard:
-    """Writes training data ahead: synthetic worlds (`object`, `scene`, `mixed`, `video`, `moving`), worlds drawn from
-    assets (`worlds`, `objects`, `rooms`, `outdoors`, `scenes`, `photos`, `motion`, `clips`), or captures."""
-
-    output: Path
-    """Folder for the shards. A run that was stopped goes on there."""
-    data: tuple[str, ...] = ("mixed",)
-    """A kind of world, folders of captures, or shards."""
-    assets: tuple[Path, ...] = ()
-    """Folders of photos, meshes, scenes and panoramas that drawn worlds are made of."""
-    arc: tuple[float, float] = (0.03, 1.2)
-    """Least and greatest arc of the cameras of a drawn world around what they look at, in radians."""
-    zoom: float = 0.3
-    """Part of the drawn worlds whose views differ in their field of view."""
-    split: str = "train"
-    """`train`, `validation` or `test`: worlds of different seeds, or views of a capture."""
-    first: int = 0
-    """Number of the first world of the split, after which shards are named too: 500 goes on after a run of 500."""
-    scenes: int = 1000
-    """Synthetic worlds."""
-    views: int = 12
-    """Views of each synthetic world."""
-    size: int = 64
-    """Height and width in pixels."""
-    spread: float = 1.0
-    """How far the cameras of a world are apart, from 0 to 1."""
-    max_solids: int = 6
-    """Most solids in a world."""
-    samples: int = 3
-    """Rays along each side of a pixel."""
-    scenes_per_shard: int = 500
-    """Scenes in a tar file."""
-    vae: Path | None = None
-    """Image autoencoder (see `kaleido train --vae`): the shards then hold latents for training instead of pictures."""
-    device: str = "cpu"
-    """Where to render."""
-
+class Shard(ShardSettings):
     def run(self) -> None:
         if self.scenes_per_shard < 1 or self.first < 0:
             raise ValueError("--scenes-per-shard must be at least 1, and --first at least 0.")

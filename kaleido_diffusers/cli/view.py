@@ -1,55 +1,17 @@
 """`kaleido view`: fly through a capture in a browser."""
 
 import warnings
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
 
 from ..viewer.live import MOST_REFERENCES, LiveScene
 from ..viewer.page import LOOPBACK, Viewer
-from .loading import CaptureOptions, load_pipeline
+from .loading import load_pipeline, where_it_runs
+from .settings import ViewSettings
 
 
 __all__ = ["View"]
 
 
-@dataclass
-class View:
-    """Serves a page with the cameras of a capture in space: fly, stop, and see the view from there."""
-
-    capture: Annotated[str, tyro.conf.Positional] = "sample"
-    """Folder of the capture (see `kaleido info`), or `sample` or `skull`, which ship with the package."""
-    checkpoint: str = "bundled"
-    """Folder or Hub id of a pipeline, or the name of a bundled one."""
-    references: int = 12
-    """Photos given to the model, spread over the capture."""
-    steps: int = 8
-    """Denoising steps."""
-    guidance_scale: float = 1.0
-    """Classifier-free guidance; 1 for none."""
-    height: int | None = None
-    """Height of the views in pixels; the model's own when not given."""
-    width: int | None = None
-    """Width of the views in pixels; the model's own when not given."""
-    seed: int = 0
-    """Seed of the noise."""
-    capture_options: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
-    """How the capture is read."""
-    host: str = "127.0.0.1"
-    """Address to serve on. Others than loopback show the photos to whoever reaches them."""
-    port: int = 8080
-    """Port to serve on, or the next one that is free; 0 for any."""
-    allow_origin: tuple[str, ...] = ()
-    """Origins of further pages that may use the viewer, such as `https://views.example.org` of a proxy before it."""
-    device: str = "auto"
-    """`cpu`, `cuda`, `mps`, or `auto`."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the weights."""
-    output: Path = Path("renders")
-    """Folder for flights."""
-
+class View(ViewSettings):
     def run(self) -> None:
         if not 1 <= self.references <= MOST_REFERENCES:
             raise ValueError(f"--references must lie between 1 and {MOST_REFERENCES}, got {self.references}.")
@@ -64,6 +26,7 @@ class View:
         if self.host not in LOOPBACK:
             warnings.warn(f"Whoever reaches {viewer.url} sees the photos of {scene.name}.", stacklevel=2)
         print(f"{scene.name}: {len(scene)} photos; references {live.references}")
+        print(f"{self.checkpoint}: {where_it_runs(pipe)}")
         print(f"open {viewer.url} in a browser; Ctrl-C ends it", flush=True)
         viewer.wait()
         print("closed")

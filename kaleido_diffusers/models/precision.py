@@ -37,14 +37,17 @@ def fast_dtype(device: str = "cpu") -> torch.dtype:
     `torch.bfloat16` where products are faster in it, else `torch.float32`.
 
     Processors differ: with matrix tiles bfloat16 is ten times as fast, on older ones slower than float32. So on a CPU
-    both are measured, once a process; accelerators are asked whether they know it.
+    both are measured, once a process, in turns (others may be busy there too); it must be a quarter faster, or chance
+    would choose where they are near each other. Accelerators are asked whether they know it.
 
     Args:
         device (`str`, defaults to `"cpu"`): kind of the device.
     """
     if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        known = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if known else torch.float32
     if device != "cpu":
         return torch.float32
-    speeds = {dtype: product_speed(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return max(speeds, key=speeds.get)
+    turns = [(product_speed(torch.float32, 0.05), product_speed(torch.bfloat16, 0.05)) for _ in range(4)]
+    wide, narrow = map(max, zip(*turns))
+    return torch.bfloat16 if narrow > 1.25 * wide else torch.float32

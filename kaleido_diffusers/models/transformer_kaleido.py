@@ -27,6 +27,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -303,6 +304,13 @@ class KaleidoTransformerBlock(nn.Module):
         hidden_states = self.norm2(update, gate_attn, hidden_states)
         update = self.ff(self.norm3(hidden_states, 1 + scale_ff, shift_ff))
         return self.norm4(update, gate_ff, hidden_states)
+
+
+# FirstBlockCache, MagCache and their like ask what a block returns.
+TransformerBlockRegistry.register(
+    KaleidoTransformerBlock,
+    TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
+)
 
 
 class KaleidoTimeEmbedding(nn.Module):

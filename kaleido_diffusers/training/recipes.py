@@ -6,10 +6,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..captures.readers import load_scene
-from ..models.latents import compression, load_autoencoder
-from ..models.transformer_kaleido import KaleidoTransformer3DModel
-from ..worlds.sources import capture_views
 from .config import LoraOptions, TrainConfig
 
 
@@ -69,6 +65,11 @@ class CaptureRecipe:
             output (`str` or `Path`): folder for checkpoints, the log and the result.
             base (`str` or `Path`): pipeline folder to start from.
         """
+        from ..captures.readers import load_scene  # here, as `kaleido lora --help` shows the fields above
+        from ..models.latents import compression, load_autoencoder
+        from ..models.transformer_kaleido import KaleidoTransformer3DModel
+        from ..worlds.sources import capture_views
+
         base = Path(base)
         scene = load_scene(capture, missing="skip")
         photos = len(capture_views(scene, "train"))
