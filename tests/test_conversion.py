@@ -594,6 +594,7 @@ def test_captures_are_no_checkpoints(tmp_path):
 MEASURED = """
 import sys
 from kaleido_diffusers import cli
+import kaleido_diffusers.cli.convert  # with all that it stands on
 def peak():
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 before = peak()
