@@ -23,7 +23,8 @@ from kaleido_diffusers.captures.export import write_capture, write_video
 from kaleido_diffusers.cli import main
 from kaleido_diffusers.files import DiskFullError, folder_written_whole, write_text, written_whole
 from kaleido_diffusers.geometry.cameras import Cameras
-from kaleido_diffusers.training.loop import Trainer, latest_checkpoint
+from kaleido_diffusers.training.checkpoints import latest_checkpoint
+from kaleido_diffusers.training.loop import Trainer
 
 
 KALEIDO = [sys.executable, "-m", "kaleido_diffusers.cli"]

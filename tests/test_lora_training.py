@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, cli, load_scene, sample_capture
 from kaleido_diffusers.captures.export import write_capture
 from kaleido_diffusers.training.batches import open_sources, validation_samples
+from kaleido_diffusers.training.checkpoints import latest_checkpoint
 from kaleido_diffusers.training.config import LoraOptions, TrainConfig
-from kaleido_diffusers.training.loop import Trainer, latest_checkpoint
+from kaleido_diffusers.training.loop import Trainer
 from kaleido_diffusers.training.recipes import CaptureRecipe
 from kaleido_diffusers.worlds.sources import CaptureSource, capture_views
 

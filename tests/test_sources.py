@@ -24,7 +24,8 @@ def test_shards_give_back_what_was_written(kind, tmp_path):
     source = SyntheticSource("object", kind, num_scenes=3, num_views=4, size=16, samples=2)
     paths = write_shards(tmp_path, (source[i] for i in range(3)), scenes_per_shard=2)
     assert [path.name for path in paths] == ["shard-000000.tar", "shard-000001.tar"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in paths], "no part is left"
+    names = [path.with_suffix(ending).name for path in paths for ending in (".index", ".tar")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names, "no part is left"
     read = ShardSource(tmp_path)
     assert len(read) == 3
     for index in range(3):

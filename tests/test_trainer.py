@@ -23,8 +23,9 @@ from kaleido_diffusers import (
     sample_capture,
 )
 from kaleido_diffusers.training.batches import source_options, validation_samples
+from kaleido_diffusers.training.checkpoints import latest_checkpoint
 from kaleido_diffusers.training.config import LoraOptions, ModelConfig, TrainConfig
-from kaleido_diffusers.training.loop import Trainer, latest_checkpoint
+from kaleido_diffusers.training.loop import Trainer
 from kaleido_diffusers.worlds.shard_writing import write_shards
 from kaleido_diffusers.worlds.sources import SyntheticSource, open_source
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import tyro
 
-from ..training.config import TrainConfig
 from .errors import Verb, plain, run_verb
 from .settings import (
     ConvertSettings,
@@ -22,6 +21,7 @@ from .settings import (
     PushSettings,
     RenderSettings,
     ShardSettings,
+    TrainSettings,
     ViewSettings,
 )
 
@@ -31,7 +31,7 @@ __all__ = ["main"]
 VERBS: dict[str, type] = {
     "render": RenderSettings,
     "poses": PosesSettings,
-    "train": TrainConfig,
+    "train": TrainSettings,
     "lora": LoraSettings,
     "evaluate": EvaluateSettings,
     "convert": ConvertSettings,

@@ -9,6 +9,7 @@ import tyro
 
 from ..bundled import resolve_capture
 from ..demo.limits import Limits
+from ..training.config import TrainConfig
 from ..training.recipes import CaptureRecipe
 
 
@@ -29,6 +30,7 @@ __all__ = [
     "PushSettings",
     "RenderSettings",
     "ShardSettings",
+    "TrainSettings",
     "ViewSettings",
 ]
 
@@ -386,6 +388,21 @@ class ViewSettings:
 
 
 @dataclass
+class TrainSettings(TrainConfig):
+    plan: bool = False
+    """Say what the run would take, and train nothing: parameters, operations, memory, time."""
+    card: Literal["at-hand", "a100", "h100", "h200", "b200", "l40s", "mi300x", "rtx4090"] = "at-hand"
+    """What `--plan` counts for."""
+    cards: int | None = None
+    """How many `--plan` counts for; the copies times the shards, or the processes of this call, when not given."""
+    mfu: float = 0.4
+    """Share of a card's peak that `--plan` takes for granted."""
+
+
+TrainSettings.__doc__ = TrainConfig.__doc__
+
+
+@dataclass
 class ShardSettings:
     """Writes training data ahead: synthetic worlds (`object`, `scene`, `mixed`, `video`, `moving`), worlds drawn from
     assets (`worlds`, `objects`, `rooms`, `outdoors`, `scenes`, `photos`, `motion`, `clips`), or captures."""
@@ -393,7 +410,7 @@ class ShardSettings:
     output: Path
     """Folder for the shards. A run that was stopped goes on there."""
     data: tuple[str, ...] = ("mixed",)
-    """A kind of world, folders of captures, or shards."""
+    """A kind of world, folders of captures, or shards; `@FILE` stands for the names in a text file, one a line."""
     assets: tuple[Path, ...] = ()
     """Folders of photos, meshes, scenes and panoramas that drawn worlds are made of."""
     arc: tuple[float, float] = (0.03, 1.2)
@@ -422,6 +439,15 @@ class ShardSettings:
     """Image autoencoder (see `kaleido train --vae`): the shards then hold latents for training instead of pictures."""
     device: str = "cpu"
     """Where to render."""
+    processes: int = 1
+    """How many write shards at a time."""
+    part: tuple[int, int] = (0, 1)
+    """Which part of how many this call writes, where several machines share the work: `--part 2 8` is the third of
+    eight. All are given the same other options."""
+    skip_broken: bool = False
+    """Leave out scenes that cannot be read. The summary names them."""
+    index: bool = False
+    """Write the indices that are missing beside the shards in `--output`, and nothing else."""
 
 
 @dataclass

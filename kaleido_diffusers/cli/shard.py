@@ -1,45 +1,75 @@
 """`kaleido shard`: renders worlds, or packs captures, into WebDataset shards."""
 
-import json
-from collections.abc import Iterator, Sequence
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..files import write_json
-from ..geometry.views import Views
-from ..models.latents import load_autoencoder
-from ..worlds.shard_writing import encoded_samples, shard_name, write_shards
+from ..captures.readers.shard_files import is_remote
+from ..captures.readers.shards import find_shard
+from ..worlds.shard_jobs import Place, ShardJob, listed_names, print_summary, write_missing_indices
+from ..worlds.shard_writing import shard_name
 from ..worlds.sources import SourceOptions, is_rendered, open_source
 from .settings import ShardSettings
 
 
 __all__ = ["Shard"]
 
-RECORD = "shards.json"  # in the folder: with which settings its shards were written
-
-Place = tuple[Sequence[Views], int]  # a source, and which of its scenes
-
 
 class Shard(ShardSettings):
     def run(self) -> None:
-        if self.scenes_per_shard < 1 or self.first < 0:
-            raise ValueError("--scenes-per-shard must be at least 1, and --first at least 0.")
-        vae = None if self.vae is None else load_autoencoder(self.vae).to(self.device)
-        total = self.scenes if self.data[1:] == () and is_rendered(self.data[0]) else None
+        number, count = self.part
+        if self.scenes_per_shard < 1 or self.first < 0 or self.processes < 1 or not 0 <= number < count:
+            raise ValueError(
+                "--scenes-per-shard and --processes must be at least 1, --first at least 0, and --part a number below"
+                " another, from 0."
+            )
+        if self.index:
+            print(f"wrote {write_missing_indices(self.output)} indices in {self.output}")
+            return
         self.output.mkdir(parents=True, exist_ok=True)
+        total = self.scenes if self.data[1:] == () and is_rendered(self.data[0]) and count == 1 else None
         with tqdm(total=total, desc="scenes") as bar:
-            for numbers, places in self._by_shard():
-                path = self.output / shard_name(numbers[0], self.scenes_per_shard)
-                if self._is_finished(path, numbers):
-                    tqdm.write(f"{path} is finished already")
-                    bar.update(len(numbers))
-                    continue
-                samples = self._drawn(places, bar)
-                if vae is not None:
-                    samples = encoded_samples(samples, vae)
-                write_shards(self.output, samples, self.scenes_per_shard, first=numbers[0])
-                tqdm.write(f"wrote {path}")
+            for job, written in self._results(self._jobs(number, count), bar):
+                path = self.output / shard_name(job.numbers[0], self.scenes_per_shard)
+                tqdm.write(f"wrote {path}" if written else f"{path} is finished already")
+        print_summary(self.output)
+
+    def _jobs(self, number: int, count: int) -> Iterator[ShardJob]:
+        """The shards of a part, one after the other."""
+        kept = {name: getattr(self, name) for name in ("output", "scenes_per_shard", "vae", "device", "skip_broken")}
+        options = self._options()
+        for shard, (numbers, places) in enumerate(self._by_shard()):
+            if shard % count == number:
+                yield ShardJob(
+                    numbers=numbers, places=places, options=options, settings=self._settings(numbers), **kept
+                )
+
+    def _results(self, jobs: Iterator[ShardJob], bar: tqdm) -> Iterator[tuple[ShardJob, bool]]:
+        """Each shard, and whether it was written now. A few jobs are known ahead, not all: there may be many."""
+        if self.processes == 1:
+            for job in jobs:
+                yield job, job.run(bar.update)
+            return
+        context = multiprocessing.get_context("spawn")  # OpenGL and threads do not live through a fork
+        with ProcessPoolExecutor(self.processes, context) as pool:
+            waiting: deque[tuple[ShardJob, Future]] = deque()
+            for job in jobs:
+                waiting.append((job, pool.submit(job.run)))
+                if len(waiting) > 2 * self.processes:
+                    yield self._finished(*waiting.popleft(), bar)
+            while waiting:
+                yield self._finished(*waiting.popleft(), bar)
+
+    @staticmethod
+    def _finished(job: ShardJob, future: Future, bar: tqdm) -> tuple[ShardJob, bool]:
+        written = future.result()
+        bar.update(len(job.numbers))
+        return job, written
 
     def _by_shard(self) -> Iterator[tuple[range, list[Place]]]:
         """Numbers of the scenes of one shard after the other, and where they come from."""
@@ -53,29 +83,14 @@ class Shard(ShardSettings):
         if places:
             yield range(start, start + len(places)), places
 
-    def _is_finished(self, path: Path, numbers: range) -> bool:
-        """Whether a run with these settings has written the shard; notes down that this one will. `FileExistsError`
-        for a shard of other settings."""
-        file = self.output / RECORD
-        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        free = ("output", "first", "scenes", "device", "data")
+    def _settings(self, numbers: range) -> dict[str, Any]:
+        """What decides a shard, for its record."""
+        free = ("output", "first", "scenes", "device", "data", "processes", "part", "index")
         settings = {key: str(value) for key, value in vars(self).items() if key not in free}
-        settings |= {"numbers": [numbers.start, numbers.stop], "data": list(map(str, self.data))}
-        if path.exists():
-            if record.get(path.name) != settings:
-                raise FileExistsError(f"{path} exists already, and was not written with these settings.")
-            return True
-        write_json(file, {**record, path.name: settings})
-        return False
+        return settings | {"numbers": [numbers.start, numbers.stop], "data": list(map(str, self.data))}
 
-    def _drawn(self, places: list[Place], bar: tqdm) -> Iterator[Views]:
-        for source, index in places:
-            yield source[index]
-            bar.update()
-
-    def _places(self) -> Iterator[Place]:
-        """All scenes, the sources opened one after the other."""
-        options = SourceOptions(
+    def _options(self) -> SourceOptions:
+        return SourceOptions(
             size=self.size,
             split=self.split,
             scenes=self.first + self.scenes,
@@ -88,7 +103,11 @@ class Shard(ShardSettings):
             arc=self.arc,
             zoom=self.zoom,
         )
+
+    def _places(self) -> Iterator[Place]:
+        """All scenes: of which source, and which of its scenes. A capture is one, and is not opened for that."""
         for name in self.data:
-            source = open_source(name, options)
-            for index in range(self.first if is_rendered(name) else 0, len(source)):
-                yield source, index
+            for entry in listed_names(name):
+                is_capture = not is_rendered(entry) and not is_remote(entry) and find_shard(Path(entry)) is None
+                count = 1 if is_capture and Path(entry).exists() else len(open_source(entry, self._options()))
+                yield from ((entry, index) for index in range(self.first if is_rendered(entry) else 0, count))

@@ -1,15 +1,30 @@
 """`kaleido train`."""
 
-from ..training.config import TrainConfig
+import os
+
+import torch
+
+from ..training.hardware import CARDS, card_at_hand
 from ..training.loop import Trainer
+from ..training.plan import make_plan
+from .settings import TrainSettings
 
 
 __all__ = ["Train"]
 
 
-class Train(TrainConfig):
+class Train(TrainSettings):
     def run(self) -> None:
+        if self.plan:
+            self._print_plan()
+            return
         trainer = Trainer(self)
         pipeline = trainer.train()
         if trainer.is_main:
             print(f"wrote {pipeline}, {self.output / 'log.jsonl'}")
+
+    def _print_plan(self) -> None:
+        degrees = self.data_parallel_replicate_degree * self.data_parallel_shard_degree
+        cards = self.cards or (degrees if degrees > 0 else int(os.environ.get("WORLD_SIZE", "1")))
+        card = card_at_hand(torch.bfloat16) if self.card == "at-hand" else CARDS[self.card]
+        print(make_plan(self, card, cards, self.mfu).text)

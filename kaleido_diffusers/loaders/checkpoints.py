@@ -67,7 +67,7 @@ def read_checkpoint(
     opened = open_weights(source)
     names, found = select_weights(opened.keys, "auto" if taken else weights)
     checkpoint = _fetched(str(path), opened, names, taken or found, renames)
-    folder = source if source.is_dir() else source.parent
+    folder = path / "transformer" if source == path / "state" else source if source.is_dir() else source.parent
     if source.is_dir() or source.name.startswith("diffusion_pytorch_model"):
         checkpoint.config = checkpoint.config or _json_of_class(folder / "config.json", "KaleidoTransformer3DModel")
         checkpoint.scheduler = checkpoint.scheduler or _json_of_class(
@@ -116,6 +116,10 @@ def _transformer_folder(path: Path, weights: WhichWeights) -> tuple[Path, str | 
     there = [which for which, folder in folders.items() if folder.is_dir()]
     if not there:
         return path, None
+    if (
+        path / "state" / ".metadata"
+    ).is_file():  # of a sharded run: one file for both, and no weights in `transformer`
+        return path / "state", None
     wanted = there[-1] if weights == "auto" else weights
     if wanted not in there:
         raise CheckpointError(f"{path} holds no {wanted} weights: no folder `{folders[wanted].name}`.")

@@ -7,7 +7,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -127,55 +127,26 @@ def open_dict(content: Any, path: str) -> OpenedWeights:
     return OpenedWeights(flat, flat.__getitem__, {})
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    """Knows the classes of the `.metadata` of torch.distributed.checkpoint, plain values, and nothing else."""
-
-    ALLOWED = {
-        "torch.distributed.checkpoint.metadata": (
-            "Metadata MetadataIndex StorageMeta TensorStorageMetadata BytesStorageMetadata ChunkStorageMetadata"
-            " TensorProperties _MEM_FORMAT_ENCODING".split()
-        ),
-        "torch.distributed.checkpoint.filesystem": ["_StorageInfo"],
-        "torch.serialization": ["_get_layout"],
-        "torch": ["Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))],
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("pathlib", "pathlib._local") and name in ("PosixPath", "WindowsPath"):
-            return PurePosixPath  # where it was saved, on whatever system
-        if name not in self.ALLOWED.get(module, ()):
-            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
-        return super().find_class(module, name)
-
-
 def _open_distributed(folder: Path) -> OpenedWeights:
-    """A folder of torch.distributed.checkpoint. torch would unpickle its metadata, and what in it is no tensor. Here
-    [`_MetadataUnpickler`] reads the metadata, and only tensors are asked for, which torch loads by `weights_only`."""
+    """A folder of torch.distributed.checkpoint, see [`DistributedReader`]."""
     from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
+    from .distributed import DistributedReader  # slow to import, and seldom needed
+
     try:
-        with open(folder / ".metadata", "rb") as stream:
-            metadata = _MetadataUnpickler(stream).load()
-        entries = metadata.state_dict_metadata
-        entries = {key: entry for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
-        files = {info.relative_path for info in metadata.storage_data.values()}
+        reader = DistributedReader(folder)
+        entries, files = reader.tensors, reader.files
     except Exception as error:  # damaged pickles raise anything
         raise _unreadable(folder / ".metadata", error) from error
     _check_inside(folder, files)
-
-    class Reader(FileSystemReader):
-        def read_metadata(self, *args, **kwargs):
-            return metadata
 
     def fetch(key: str) -> torch.Tensor:
         try:
             tensor = torch.empty(entries[key].size, dtype=entries[key].properties.dtype)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that one process is alone, and an odd protocol of a damaged pickle
-                load({key: tensor}, storage_reader=Reader(folder))
+                load({key: tensor}, storage_reader=reader, no_dist=True)
         except (Exception, CheckpointException) as error:  # the latter is no Exception
             raise _unreadable(f"{folder}: tensor `{key}`", error) from error
         return tensor

@@ -6,13 +6,22 @@ from pathlib import Path
 
 import diffusers
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import CONFIG_NAME
 
 from .autoencoder_taef2 import AutoencoderTAEF2
 
 
-__all__ = ["compression", "decode_views", "encode_views", "latent_channels", "load_autoencoder"]
+__all__ = [
+    "autoencoder_without_weights",
+    "compression",
+    "decode_views",
+    "encode_views",
+    "find_autoencoder",
+    "latent_channels",
+    "load_autoencoder",
+]
 
 _CHUNK = 32  # views that pass at once
 
@@ -49,18 +58,47 @@ def load_autoencoder(path: str | os.PathLike) -> ModelMixin:
             A folder as diffusers saves it (of an autoencoder, or of a pipeline with a `vae/`), a Hub id, or a folder
             with the original weights of TAEF2. A folder that holds none raises `ValueError`.
     """
-    folder = Path(path)
-    if (folder / "taef2_encoder.pth").is_file():
+    folder = find_autoencoder(path)
+    if _is_taef2(folder):
         parts = (torch.load(folder / f"taef2_{part}.pth", weights_only=True) for part in ("encoder", "decoder"))
         vae = AutoencoderTAEF2.from_original(*parts)
     else:
-        if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
-            folder = folder / "vae"
-            if not (folder / CONFIG_NAME).is_file():
-                raise ValueError(f"{path}: holds no autoencoder ({CONFIG_NAME} and weights, or a pipeline's vae/).")
-        vae = diffusers.AutoModel.from_pretrained(str(folder if folder.is_dir() else path))
+        vae = diffusers.AutoModel.from_pretrained(str(folder))
     # Convolutions on a CPU are 1.5 times as fast with the channels last
     return vae.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+
+
+def autoencoder_without_weights(path: str | os.PathLike) -> ModelMixin:
+    """
+    The same, to ask for its channels and its compression: its weights are not read, and lie nowhere.
+
+    Args:
+        path (`str` or `Path`): as for [`load_autoencoder`].
+    """
+    folder = find_autoencoder(path)
+    with torch.device("meta"):
+        if _is_taef2(folder):
+            return AutoencoderTAEF2()
+        config = AutoencoderKL.load_config(str(folder))  # whatever its class is
+        return getattr(diffusers, config["_class_name"], AutoencoderTAEF2).from_config(config)
+
+
+def find_autoencoder(path: str | os.PathLike) -> Path:
+    """Where the config of an autoencoder lies: the folder itself, the `vae/` in it, or a Hub id as it was given.
+
+    Args:
+        path (`str` or `Path`): as for [`load_autoencoder`], as are the errors.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or (folder / CONFIG_NAME).is_file() or _is_taef2(folder):
+        return folder
+    if not (folder / "vae" / CONFIG_NAME).is_file():
+        raise ValueError(f"{path}: holds no autoencoder ({CONFIG_NAME} and weights, or a pipeline's vae/).")
+    return folder / "vae"
+
+
+def _is_taef2(folder: Path) -> bool:
+    return (folder / "taef2_encoder.pth").is_file()
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Batches that follow from the seed and the number of the step alone, so that a run resumes where it stopped and
 several processes share what one would draw."""
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from ..captures.images import CaptureError
 from ..captures.readers import load_scene
+from ..captures.readers.shard_files import is_remote
 from ..captures.readers.shards import find_shard
 from ..geometry.choosing import choose_references, sample_view_subset
 from ..geometry.views import Views
@@ -20,6 +22,7 @@ from .objective import ViewPartition, draw_partition
 __all__ = [
     "StepBatches",
     "TrainingStep",
+    "drawn_partition",
     "open_sources",
     "source_options",
     "step_generator",
@@ -57,6 +60,8 @@ def source_options(config: TrainConfig, split: str = "train") -> SourceOptions:
         arc=config.arc,
         zoom=config.zoom,
         validation_photos=config.validation_photos,
+        cache=config.cache,
+        cache_gigabytes=config.cache_gigabytes,
     )
 
 
@@ -69,7 +74,7 @@ def validation_samples(config: TrainConfig) -> list[tuple[Views, int]]:
         config (`TrainConfig`): the settings.
     """
     name = config.validation or config.data[0].partition("=")[0]
-    is_shard = find_shard(Path(name)) is not None
+    is_shard = is_remote(name) or find_shard(Path(name)) is not None
     if is_shard and config.validation is None:
         return []
     if not is_rendered(name) and not is_shard and Path(name).exists():
@@ -95,8 +100,9 @@ def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource],
     for entry in config.data:
         name, _, weight = entry.partition("=")
         source = open_source(name, source_options(config))
-        if isinstance(source, ShardSource) and source.fewest_views < config.views:
-            raise CaptureError(f"{name}: has a scene of {source.fewest_views} views; `views` asks for {config.views}.")
+        fewest = source.fewest_views if isinstance(source, ShardSource) and not config.skip_broken else None
+        if fewest is not None and fewest < config.views:
+            raise CaptureError(f"{name}: has a scene of {fewest} views; `views` asks for {config.views}.")
         sources.append(InMemory(source, progress) if config.in_memory else source)
         try:
             weights.append(float(weight or 1.0))
@@ -105,6 +111,27 @@ def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource],
         if weights[-1] <= 0:
             raise ValueError(f"The weight of {entry!r} must be a positive number.")
     return sources, [weight / sum(weights) for weight in weights]
+
+
+def drawn_partition(config: TrainConfig, generator: torch.Generator) -> ViewPartition:
+    """References and targets of a step, drawn as the settings say.
+
+    Args:
+        config (`TrainConfig`): the settings.
+        generator (`torch.Generator`): source of randomness.
+    """
+    references = config.references or tuple(range(config.views))
+    return draw_partition(
+        config.views,
+        generator,
+        references[int(torch.randint(len(references), (), generator=generator))],
+        config.reference_dropout,
+        config.ordered_references,
+        config.target_group_sizes,
+    )
+
+
+_OTHERS = 20  # scenes that are tried in place of a broken one
 
 
 @dataclass
@@ -159,18 +186,10 @@ class StepBatches(torch.utils.data.Dataset):
         generator = step_generator(config.seed, step)
         source = self.sources[int(torch.multinomial(self.weights, 1, generator=generator))]
         scenes = torch.randint(len(source), (config.batch,), generator=generator).tolist()
-        references = config.references or tuple(range(config.views))
-        partition = draw_partition(
-            config.views,
-            generator,
-            references[int(torch.randint(len(references), (), generator=generator))],
-            config.reference_dropout,
-            config.ordered_references,
-            config.target_group_sizes,
-        )
+        partition = drawn_partition(config, generator)
         samples = []
         for row in self.rows:
-            sample = source[scenes[row]]
+            sample = self._read(source, scenes[row])
             chooser = step_generator(config.seed, step, 2 * row + 2)
             views = sample_view_subset(
                 len(sample), sample.cameras, sample.times, config.views, chooser, config.view_mix
@@ -178,6 +197,20 @@ class StepBatches(torch.utils.data.Dataset):
             samples.append(sample.select(views))
         encoded = samples[0].pixels.dtype != torch.uint8
         return TrainingStep(step, _stack(samples), encoded, partition, self.rows)
+
+    def _read(self, source: SceneSource, scene: int) -> Views:
+        """A scene; with `skip_broken`, another one in place of one that cannot be read, the same in every run."""
+        last = None
+        for _ in range(_OTHERS):
+            try:
+                return source[scene]
+            except CaptureError as error:
+                if not self.config.skip_broken:
+                    raise
+                last = error
+                warnings.warn(f"Left out: {error}", stacklevel=2)
+            scene = (scene * 6364136223846793005 + 1442695040888963407) % 2**64 % len(source)
+        raise CaptureError(f"{_OTHERS} scenes in a row cannot be read. {last}")
 
 
 def _stack(samples: list[Views]) -> Views:

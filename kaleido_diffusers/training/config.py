@@ -58,8 +58,14 @@ class TrainConfig:
     data: tuple[str, ...] = ("mixed",)
     """Sources with optional weights: `object`, `scene`, `mixed` (synthetic worlds), `video` (clips without cameras),
     `moving` (clips with both), worlds drawn from `assets` (`worlds`, a mix of `objects`, `rooms`, `outdoors`, `scenes`
-    and `photos`; `motion`, which moves; `clips`, which moves and has no cameras), a folder of shards, a capture (its
-    training split); for example `mixed=3 video runs/shards=2`."""
+    and `photos`; `motion`, which moves; `clips`, which moves and has no cameras), a folder of shards or its address
+    (`s3://`, `hf://`, `http://`), a capture (its training split); for example `mixed=3 video runs/shards=2`."""
+    cache: Path | None = None
+    """Folder that keeps pieces of remote shards, for all processes of a machine."""
+    cache_gigabytes: float = 100.0
+    """Most room that they take; those that were not asked for longest go first."""
+    skip_broken: bool = False
+    """Take another scene, the same in every run, in place of one that cannot be read, with a warning that names it."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model to train, when training does not start from a checkpoint."""
     init_from: Path | None = None
@@ -137,8 +143,19 @@ class TrainConfig:
     average stay float32."""
     threads: int | None = None
     """Threads of the main process on a CPU; torch's choice when not given."""
+    muon_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision in which Muon orthogonalises. In float32, runs over other numbers of processes agree to rounding."""
+    data_parallel_replicate_degree: int = -1
+    """Copies of the model that processes keep, each with its own scenes; -1: as many as there is room for."""
+    data_parallel_shard_degree: int = 1
+    """Processes over which weights, gradients, optimizers and average are split (FSDP); 1: every process holds all of
+    them (DDP); -1: all processes of a copy. The cards of one node, at best."""
+    reshard_after_forward: bool = True
+    """Give up whole blocks between forward and backward pass: less memory, more to send. When sharded."""
+    gradient_accumulation_steps: int = 1
+    """Parts that the scenes of a step go through in, one after the other."""
     gradient_checkpointing: bool = False
-    """Trade time for memory."""
+    """Trade time for memory: a third more computation, of activations the inputs of blocks alone."""
     compile: bool = False
     """torch.compile the blocks, anew for each partition of views into groups: worth it when few numbers of references
     and group sizes are drawn, and references are not ordered."""
@@ -182,6 +199,7 @@ class TrainConfig:
             "keep",
             "log_every",
             "validate_every",
+            "gradient_accumulation_steps",
         )
         for name in above:
             if not getattr(self, name) > 0:
@@ -192,3 +210,33 @@ class TrainConfig:
         for name in ("matrix_lr", "other_lr", "weight_decay", "warmup_steps", "workers"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+        for name in ("data_parallel_replicate_degree", "data_parallel_shard_degree"):
+            if getattr(self, name) != -1 and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be -1 or above 0, got {getattr(self, name)}.")
+
+    def shard_degree(self, processes: int) -> int:
+        """Processes that a copy of the model is split over. `ValueError` where copies and shards do not make up all
+        processes, or the batch is no multiple of them.
+
+        Args:
+            processes (`int`): of the run.
+        """
+        replicas, shards = self.data_parallel_replicate_degree, self.data_parallel_shard_degree
+        if shards == -1:
+            shards = processes // max(replicas, 1)
+        if replicas == -1:
+            replicas = processes // shards
+        if replicas * shards != processes:
+            raise ValueError(
+                f"{replicas} copies of {shards} shards do not make up the {processes} processes: see"
+                " `data_parallel_replicate_degree` and `data_parallel_shard_degree`."
+            )
+        parts = processes * self.gradient_accumulation_steps
+        if self.batch % parts:
+            split = f"the {processes} processes" + (
+                f" times `gradient_accumulation_steps` ({self.gradient_accumulation_steps})"
+                if parts != processes
+                else ""
+            )
+            raise ValueError(f"`batch` ({self.batch}) must be a multiple of {split}.")
+        return shards

@@ -8,11 +8,11 @@ import signal
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -21,73 +21,42 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
 from filelock import FileLock, Timeout
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..captures.images import save_image
-from ..evaluation.metrics import psnr
-from ..evaluation.report import contact_sheet
 from ..files import folder_written_whole
 from ..geometry.views import Views
 from ..loaders.adapter_files import AdapterInfo, save_adapter
 from ..loaders.alignment import align_weights
-from ..loaders.lora_settings import make_lora_config
-from ..models.latents import compression, decode_views, encode_views, latent_channels, load_autoencoder
-from ..models.operations import forward_operations
+from ..models.latents import compression, encode_views, load_autoencoder
 from ..models.precision import fast_dtype
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
-from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from .batches import StepBatches, TrainingStep, open_sources, validation_samples
+from .building import make_scheduler, make_transformer, with_adapter
+from .checkpoints import (
+    ShardWriter,
+    is_sharded,
+    latest_checkpoint,
+    load_shards,
+    read_progress,
+    remove_old,
+    set_damaged_aside,
+    whole_states,
+)
 from .config import TrainConfig
+from .hardware import card_at_hand
+from .layout import Layout
+from .meter import Meter, step_operations, step_tokens
 from .objective import ViewPartition, rectified_flow_loss
-from .optimizer import make_optimizers
+from .optimizer import make_optimizers, optimizer_states
+from .validation import generate_scenes, judge_scenes
 
 
-__all__ = ["Trainer", "latest_checkpoint", "set_damaged_aside"]
+__all__ = ["Trainer"]
 
 _PARTITIONS = 64  # of views into groups, for each of which compiled blocks are compiled
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest `checkpoint-N` of a run, which is complete.
-
-    Args:
-        folder (`Path`): of the run.
-    """
-    numbers = _checkpoints(folder)
-    return folder / f"checkpoint-{numbers[-1]}" if numbers else None
-
-
-def set_damaged_aside(folder: Path) -> None:
-    """Renames the newest checkpoints of the run in `folder` that cannot be read to `checkpoint-N.damaged`, with a
-    warning, down to the first that can."""
-    while (newest := latest_checkpoint(folder)) is not None:
-        try:
-            torch.load(newest / "state" / "state.pt", map_location="cpu", weights_only=True, mmap=True)
-            for name in ("transformer", "transformer_ema"):
-                files = sorted((newest / name).glob("*.safetensors"))
-                if not files:
-                    raise FileNotFoundError(f"{name} holds no weights")
-                for file in files:
-                    safe_open(file, "pt").__enter__()
-            return
-        except Exception as error:  # whatever a damaged file makes its reader raise
-            aside, number = newest.with_name(f"{newest.name}.damaged"), 1
-            while aside.exists():
-                aside, number = newest.with_name(f"{newest.name}.damaged-{number}"), number + 1
-            os.rename(newest, aside)
-            before = latest_checkpoint(folder)
-            goes_on = f"training goes on from {before.name}" if before else "training starts anew"
-            reason = (str(error).splitlines() or [""])[0]
-            warnings.warn(f"{newest} is damaged ({reason}) and now called {aside.name}: {goes_on}.", stacklevel=3)
-
-
-def _checkpoints(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints of a run."""
-    names = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
-    return sorted(int(name) for name in names if name.isdigit())
 
 
 class Trainer:
@@ -108,11 +77,15 @@ class Trainer:
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=str(config.output),
         )
-        if self.accelerator.distributed_type == DistributedType.FSDP:
+        # On CPUs accelerate falls back to whole copies without a word
+        if self.accelerator.distributed_type == DistributedType.FSDP or _is_true(
+            os.environ.get("ACCELERATE_USE_FSDP")
+        ):
             raise ValueError(
-                "Sharded training (FSDP) is not supported yet: averages and checkpoints need whole weights."
+                "Sharding is this trainer's own: pass --data-parallel-shard-degree and launch without FSDP."
             )
         self.is_main = self.accelerator.is_main_process
+        self.layout = Layout(self.accelerator, config, self.dtype)
         config.output.mkdir(parents=True, exist_ok=True)
         if self.is_main:
             set_damaged_aside(config.output)
@@ -120,23 +93,13 @@ class Trainer:
         self.checkpoint = latest_checkpoint(config.output)
         set_seed(config.seed)
         self.vae = self._make_autoencoder()
-        self.transformer, self.scheduler = self._make_model()
-        self.ema = self._make_ema()
-        optimizers = make_optimizers(
-            self.transformer, config.matrix_lr, config.other_lr, config.weight_decay, config.optimizer
-        )
-        self.model, *self.optimizers = self.accelerator.prepare(self.transformer, *optimizers)
-        if self.accelerator.device.type == "cpu":
-            # The fused kernel's backward pass is slow there: plain products train 1.3 times as fast
-            self.transformer.set_attention_backend("_native_math")
-        if config.compile:
-            torch._dynamo.config.recompile_limit = max(_PARTITIONS, torch._dynamo.config.recompile_limit)
-            self.transformer.compile_repeated_blocks(dynamic=False)
+        self._make_model()
         self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.step, self.best_step, self.best_score, self.operations = 0, 0, -math.inf, 0
         self._started, self._minutes_before = time.monotonic(), 0.0
+        self._writer = ShardWriter(config.output, self.is_main) if self.layout.is_sharded else None
         if self.checkpoint is not None:
-            self._load_state(self.checkpoint)
+            self._load(self.checkpoint)
         self._validation: list | None = None
 
     # ------------------------------------------------------------------------------------------------ the run
@@ -154,10 +117,10 @@ class Trainer:
         if config.tracker != "none":
             accelerator.init_trackers("kaleido")
         bar = tqdm(total=config.steps, initial=self.step, disable=not self.is_main, dynamic_ncols=True)
-        batches, watch, losses, counted = self._batches(), _Stopwatch(), [], self.operations
-        watch.restart()
+        batches, losses = self._batches(), []
+        meter = Meter(accelerator.num_processes, card_at_hand(self.dtype).peak)
         while self.step < config.steps and not stops:
-            with watch.aside("waiting"):
+            with meter.aside("waiting"):
                 item = next(batches)
             logs, saves, validates = (
                 (self.step + 1) % every == 0 or self.step + 1 == config.steps
@@ -166,6 +129,8 @@ class Trainer:
             with self._activation_maxima(logs) as maxima:
                 loss, norm = self._train_step(item)
             losses.append(loss)
+            meter.count(*(count := self._counts(item)))
+            self.operations += count[0]
             self.step += 1
             bar.update()
             stops = self._is_over() or self._is_interrupted(logs)
@@ -173,15 +138,12 @@ class Trainer:
                 raise FloatingPointError(f"Training diverged before step {self.step}; what was saved before is whole.")
             if logs:
                 scores = {"loss": torch.stack(losses).mean().item(), "grad_norm": norm.item()}
-                scores |= {**watch.per_step(len(losses)), "rate": self._rate(self.step)}
-                scores |= {"operations": self.operations}
-                scores["tflops"] = (self.operations - counted) / len(losses) / scores["seconds"] / 1e12
-                counted = self.operations
+                scores |= meter.scores() | {"rate": self._rate(self.step), "operations": self.operations}
                 self._log(scores | {name: value.item() for name, value in maxima.items()})
                 bar.set_postfix(loss=f"{scores['loss']:.4f}")
                 losses.clear()
-                watch.restart()
-            with watch.aside("pauses"):
+                meter.restart()
+            with meter.aside("pauses"):
                 if validates:
                     stops |= self._judge(self.validate())
                 if saves:
@@ -189,11 +151,13 @@ class Trainer:
                     saved = self.step
         if saved < self.step:
             self.save()
+        if self._writer is not None:
+            self._writer.finish()
         bar.close()
         if self._is_stopped and self.step < config.steps:
             raise KeyboardInterrupt(f"Step {self.step} is saved; the same command goes on from there.")
         folder = config.output / ("adapter" if config.lora.rank else "pipeline")
-        if self.is_main:
+        if self.is_main or self.layout.is_sharded:
             self._write_result(folder)
         accelerator.wait_for_everyone()
         accelerator.end_training()
@@ -246,19 +210,27 @@ class Trainer:
         for optimizer, rates in zip(self.optimizers, self._base_rates):
             for group, base in zip(optimizer.param_groups, rates):
                 group["lr"] = base * rate
-        batch = item.batch.to(accelerator.device)
-        with torch.autocast(accelerator.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            if not item.encoded:
-                batch = replace(batch, pixels=encode_views(self.vae, batch.pixels).float())
-            loss = self.loss(batch, item.partition, item.noise(config.seed))
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(_trained(self.model), config.max_grad_norm)
+        parts, loss = config.gradient_accumulation_steps, 0.0
+        for part in range(parts):
+            with self.layout.part_of_step(self.model, last=part + 1 == parts):
+                share = self._share(item, slice(part, None, parts)) / parts
+                accelerator.backward(share)
+            loss += share.detach()
+        norm = self.layout.clip(self.trained)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        self.ema.step(_trained(self.model))
-        self.operations += self._operations(item.partition, *batch.pixels.shape[-2:])
-        return accelerator.reduce(loss.detach(), "mean"), norm
+        self.ema.step(self.trained)
+        return accelerator.reduce(loss, "mean"), norm
+
+    def _share(self, item: TrainingStep, rows: slice) -> torch.Tensor:
+        """The loss of some of the rows of this process."""
+        device = self.accelerator.device
+        batch = item.batch.rows(rows).to(device)
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if not item.encoded:
+                batch = replace(batch, pixels=encode_views(self.vae, batch.pixels).float())
+            return self.loss(batch, item.partition, item.noise(self.config.seed)[rows])
 
     def loss(self, batch: Views, partition: ViewPartition, generators: Sequence[torch.Generator]) -> torch.Tensor:
         """What a step brings down, see [`rectified_flow_loss`]; a recipe with another objective overrides it.
@@ -307,11 +279,12 @@ class Trainer:
         if self.config.patience is None:
             return False
         score = scores.get("validation_psnr", -math.inf)
-        if self.is_main and score > self.best_score:
+        if score > self.best_score:
             self.best_score, self.best_step = score, self.step
-            if not (final := self.config.output / f"best-{self.step}").exists():
+            pipe = self.pipeline() if self.is_main or self.layout.is_sharded else None
+            if self.is_main and not (final := self.config.output / f"best-{self.step}").exists():
                 with folder_written_whole(final) as part:
-                    self._save_weights(self.pipeline().transformer, part)
+                    self._save_weights(pipe.transformer, part)
         return self._agreed(self._is_exhausted())
 
     def _is_exhausted(self) -> bool:
@@ -342,43 +315,37 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ the model
 
-    def _make_model(self) -> tuple[KaleidoTransformer3DModel, RectifiedFlowViewScheduler]:
-        """From the newest checkpoint of the run, from another pipeline, or with random weights."""
-        config = self.config
-        options = {
-            "prediction_type": config.prediction_type,
-            "training_distribution": config.training_distribution,
-            "logit_mean": config.logit_mean,
-            "logit_std": config.logit_std,
-        }
-        source = config.init_from if self.checkpoint is None or config.lora.rank else self.checkpoint
-        if config.lora.rank and source is None:
-            raise ValueError("An adapter needs weights that it adapts: pass --init-from.")
-        if source is not None:
-            transformer = KaleidoTransformer3DModel.from_pretrained(source, subfolder="transformer")
-            if transformer.config.in_channels != latent_channels(self.vae):
-                what = "pixels" if self.vae is None else f"latents of {latent_channels(self.vae)} channels"
-                raise ValueError(
-                    f"{source} works on views of {transformer.config.in_channels} channels, but training sees {what}:"
-                    " pass the autoencoder that it was trained with by --vae."
-                )
-            stored = RectifiedFlowViewScheduler.from_pretrained(source, subfolder="scheduler").config
-            options["prediction_type"] = stored.prediction_type
-            scheduler = RectifiedFlowViewScheduler.from_config(stored, **options)
-        else:
-            overrides = {key: value for key, value in vars(config.model).items() if value is not None}
-            preset = overrides.pop("preset")
-            patch_size = 8 if self.vae is None else 2
-            overrides = {"patch_size": patch_size, **overrides, "in_channels": latent_channels(self.vae)}
-            overrides["sample_size"] = config.size // compression(self.vae)
-            transformer = KaleidoTransformer3DModel.from_preset(preset, **overrides)
-            scheduler = RectifiedFlowViewScheduler(**options)
+    def _make_model(self) -> None:
+        """The model in its place, its optimizers and its average."""
+        config, layout = self.config, self.layout
+        self.scheduler = make_scheduler(config, self.checkpoint)
+        whole = make_transformer(config, self.vae, self.checkpoint, layout.holds_whole)
+        self.transformer = self._blank(whole.config, "meta") if layout.is_sharded else whole
+        self.transformer.train()
         if config.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
-        transformer = self._with_adapter(transformer.float())
-        if config.lora.rank and self.checkpoint is not None:
-            self._load_weights(transformer, self.checkpoint / "transformer")
-        return transformer.train(), scheduler
+            self.transformer.enable_gradient_checkpointing()
+        if self.accelerator.device.type == "cpu":
+            # The fused kernel's backward pass is slow there: plain products train 1.3 times as fast
+            self.transformer.set_attention_backend("_native_math")
+        if config.compile:  # before it is sharded, which changes the classes by which blocks are found
+            torch._dynamo.config.recompile_limit = max(_PARTITIONS, torch._dynamo.config.recompile_limit)
+            self.transformer.compile_repeated_blocks(dynamic=False)
+        self.model = layout.place(whole, self.transformer)
+        named = {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
+        self.trained, self._names = [*named.values()], {p: name for name, p in named.items()}
+        rates = (config.matrix_lr, config.other_lr, config.weight_decay)
+        self.optimizers = make_optimizers(
+            self.transformer, *rates, config.optimizer, getattr(torch, config.muon_dtype)
+        )
+        if not layout.is_sharded:
+            self.optimizers = [self.accelerator.prepare(optimizer) for optimizer in self.optimizers]
+        self.ema = EMAModel(self.trained, decay=config.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
+        self.ema.to(self.accelerator.device)
+
+    def _blank(self, architecture: Mapping[str, Any], device: str = "cpu") -> KaleidoTransformer3DModel:
+        """A model like the one that is trained, without its weights."""
+        with torch.device(device):
+            return with_adapter(self.config, KaleidoTransformer3DModel.from_config(architecture))
 
     def _make_autoencoder(self) -> ModelMixin | None:
         """The one that is named, or that of the pipeline that training starts from; none for pixels."""
@@ -389,54 +356,34 @@ class Trainer:
             return load_autoencoder(config.init_from).to(self.accelerator.device)
         return None
 
-    def _operations(self, partition: ViewPartition, height: int, width: int) -> int:
-        """Floating-point operations of one step of all processes, with the backward pass (twice the forward one)."""
-        memory = () if partition.drop_references else tuple(map(len, partition.references))
-        targets = tuple(map(len, partition.targets))
-        once = forward_operations(self.transformer.config, memory, targets, height=height, width=width)
-        return 3 * once * self.config.batch
+    def _counts(self, item: TrainingStep) -> tuple[int, int]:
+        """Operations and tokens of a step, all processes together."""
+        ratio = 1 if item.encoded else compression(self.vae)
+        height, width = (side // ratio for side in item.batch.pixels.shape[-2:])
+        seen = (self.transformer.config, item.partition, self.config.batch, height, width)
+        return step_operations(*seen), step_tokens(*seen)
 
-    def _with_adapter(self, transformer: KaleidoTransformer3DModel) -> KaleidoTransformer3DModel:
-        """The model, frozen below a new adapter, where one is trained."""
-        if self.config.lora.rank:
-            transformer.requires_grad_(False)
-            transformer.add_adapter(make_lora_config(**vars(self.config.lora)))
-        return transformer
-
-    def _blank(self) -> KaleidoTransformer3DModel:
-        """A model like the one that is trained, without its weights."""
-        return self._with_adapter(KaleidoTransformer3DModel.from_config(self.transformer.config))
-
-    def _copy(self) -> KaleidoTransformer3DModel:
-        copy = self._blank()
-        copy.load_state_dict(self._unwrapped().state_dict())
-        return copy.to(self.accelerator.device)
-
-    def _unwrapped(self) -> KaleidoTransformer3DModel:
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-
-    def _make_ema(self) -> EMAModel:
-        source = self.transformer
-        if self.checkpoint is not None:
-            source = self._blank()
-            self._load_weights(source, self.checkpoint / "transformer_ema")
-        ema = EMAModel(_trained(source), decay=self.config.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
-        ema.to(self.accelerator.device)
-        return ema
-
-    def pipeline(self) -> KaleidoViewSynthesisPipeline:
-        """The averaged weights as a pipeline; an adapter is attached."""
-        transformer = self._copy()
-        self.ema.copy_to(_trained(transformer))
+    def pipeline(self) -> KaleidoViewSynthesisPipeline | None:
+        """The averaged weights as a pipeline; an adapter is attached. Of a sharded model every process calls it, and
+        the main one gets it, in the system's memory; the others get `None`."""
+        average = dict(zip(self._names.values(), self.ema.shadow_params))
+        weights = self.layout.gather({**dict(self.transformer.named_parameters()), **average})
+        if not self.layout.holds_whole:
+            return None
+        transformer = self._blank(self.transformer.config)
+        transformer.load_state_dict(weights)
+        if not self.layout.is_sharded:
+            transformer.to(self.accelerator.device)
         pipe = KaleidoViewSynthesisPipeline(transformer.eval(), self.scheduler, self.vae)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def result(self) -> KaleidoViewSynthesisPipeline:
-        """The pipeline to keep: the averaged weights, or those that did best in validation, where it decides."""
+    def result(self) -> KaleidoViewSynthesisPipeline | None:
+        """The pipeline to keep: the averaged weights, or those that did best in validation, where it decides. `None`
+        as for [`~Trainer.pipeline`]."""
         pipe = self.pipeline()
         best = self.config.output / f"best-{self.best_step}"
-        if self.config.patience is not None and best.is_dir():
+        if pipe is not None and self.config.patience is not None and best.is_dir():
             self._load_weights(pipe.transformer, best)
         return pipe
 
@@ -446,53 +393,72 @@ class Trainer:
         about = {"capture": Path(config.data[0].partition("=")[0]).resolve().name, "size": config.size}
         about["steps"] = self.step if config.patience is None else self.best_step
         base = config.init_from  # a Hub id stays whole; of a folder the name says enough
-        return AdapterInfo.of(self._unwrapped(), base_name=base.name if base.is_dir() else str(base), **about)
+        return AdapterInfo.of(self.transformer, base_name=base.name if base.is_dir() else str(base), **about)
 
     def _write_result(self, folder: Path) -> None:
+        result = self.result()
+        if not self.is_main:
+            return
         if self.config.lora.rank:
-            save_adapter(folder, self.result().transformer, self.adapter_info())
+            save_adapter(folder, result.transformer, self.adapter_info())
         else:
             with folder_written_whole(folder, replaces=True) as part:
-                self.result().save_pretrained(part)
+                result.save_pretrained(part)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def save(self) -> None:
-        """Writes `checkpoint-N`: it is complete, or it is not there."""
+        """Writes `checkpoint-N`: it is complete, or it is not there. That of a sharded model is written while training
+        goes on."""
+        if self._writer is not None:
+            self._writer.save(self.step, self._tensors(), self._progress(), self._describe)
         self.accelerator.wait_for_everyone()
         if self.is_main:
             output = self.config.output
-            state = {
-                "step": self.step,
-                "ema_step": self.ema.optimization_step,
-                "best": (self.best_step, self.best_score),
-                "minutes": self.minutes,
-                "operations": self.operations,
-                "config": _decisive(self.config),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            }
-            if not (output / f"checkpoint-{self.step}").exists():
-                with folder_written_whole(output / f"checkpoint-{self.step}", needs=self._size(state)) as part:
-                    self._save_weights(self._unwrapped(), part / "transformer")
-                    self._save_weights(self.pipeline().transformer, part / "transformer_ema")
-                    self.scheduler.save_pretrained(part / "scheduler")
-                    (part / "state").mkdir()
-                    torch.save(state, part / "state" / "state.pt")
-            for number in _checkpoints(output)[: -self.config.keep]:
-                old = output / f".checkpoint-{number}.old.part"
-                os.rename(output / f"checkpoint-{number}", old)  # a kill leaves no half of it under its name
-                shutil.rmtree(old)
-            for best in output.glob("best-*"):
-                if best.name != f"best-{self.best_step}":
-                    shutil.rmtree(best)
+            if self._writer is None and not (output / f"checkpoint-{self.step}").exists():
+                self._save_whole(output / f"checkpoint-{self.step}")
+            remove_old(output, self.config.keep, best=f"best-{self.best_step}")
         self.accelerator.wait_for_everyone()
+
+    def _save_whole(self, folder: Path) -> None:
+        state = {**self._progress(), "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+        with folder_written_whole(folder, needs=self._size(state)) as part:
+            self._save_weights(self.transformer, part / "transformer")
+            self._save_weights(self.pipeline().transformer, part / "transformer_ema")
+            self.scheduler.save_pretrained(part / "scheduler")
+            (part / "state").mkdir()
+            torch.save(state, part / "state" / "state.pt")
+
+    def _describe(self, part: Path) -> None:
+        """What a sharded checkpoint has beside its tensors, to be read as a model."""
+        self.scheduler.save_pretrained(part / "scheduler")
+        self._blank(self.transformer.config, "meta").save_config(part / "transformer")  # sharding renames the class
+
+    def _progress(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "ema_step": self.ema.optimization_step,
+            "best": (self.best_step, self.best_score),
+            "minutes": self.minutes,
+            "operations": self.operations,
+            "config": _decisive(self.config),
+        }
+
+    def _tensors(self) -> dict[str, Any]:
+        """All that training changes, by name. What is written into these tensors counts."""
+        names = self._names.values()
+        return {
+            "model": dict(zip(names, self.trained)),
+            "ema": dict(zip(names, self.ema.shadow_params)),
+            "optimizer": optimizer_states(self.optimizers, self._names),
+        }
 
     def _size(self, state: dict) -> int:
         """Bytes of a checkpoint: weights twice, and what the optimizers keep."""
         tensors = [
             tensor for part in state["optimizers"] for entry in part["state"].values() for tensor in entry.values()
         ]
-        tensors += 2 * (_trained(self.transformer) if self.config.lora.rank else [*self.transformer.parameters()])
+        tensors += 2 * self.trained
         return sum(tensor.nbytes for tensor in tensors if torch.is_tensor(tensor))
 
     def _save_weights(self, transformer: KaleidoTransformer3DModel, folder: Path) -> None:
@@ -510,11 +476,13 @@ class Trainer:
         else:
             transformer.load_state_dict(KaleidoTransformer3DModel.from_pretrained(folder).state_dict())
 
-    def _load_state(self, checkpoint: Path) -> None:
-        state = torch.load(checkpoint / "state" / "state.pt", map_location="cpu", weights_only=True)
-        changed = [key for key, value in _decisive(self.config).items() if state["config"].get(key) != value]
+    def _load(self, checkpoint: Path) -> None:
+        """Goes on where a checkpoint is, which a run over other processes may have written."""
+        state = read_progress(checkpoint)
+        before = state["config"]  # of a run that began before a setting was known, its default
+        changed = [key for key, value in _decisive(self.config).items() if before.get(key, value) != value]
         if changed:
-            was = ", ".join(f"{key}={state['config'].get(key)}" for key in changed)
+            was = ", ".join(f"{key}={before[key]}" for key in changed)
             raise ValueError(
                 f"{checkpoint} was trained with {was}. Resume it with these settings, or start another run with"
                 " --init-from."
@@ -523,46 +491,51 @@ class Trainer:
         self.best_step, self.best_score = state["best"]
         self.operations = state.get("operations", 0)
         self.ema.optimization_step = state["ema_step"]
-        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
+        if is_sharded(checkpoint):
+            load_shards(checkpoint, self._tensors(), is_alone=not self.layout.is_sharded)
+        else:
+            self._load_whole(checkpoint, state["optimizers"])
+
+    def _load_whole(self, checkpoint: Path, optimizers: list[dict]) -> None:
+        """Weights, average and optimizers of a whole model, by whichever process wants whole tensors."""
+        tensors = self._tensors()
+        for part, name in (("model", "transformer"), ("ema", "transformer_ema")):
+            found = {}
+            if self.layout.holds_whole:
+                source = self._blank(self.transformer.config)
+                self._load_weights(source, checkpoint / name)
+                found = dict(source.named_parameters())
+            for key, tensor in tensors[part].items():
+                self.layout.fill(tensor, found.get(key))
+        for saved, state in zip(whole_states(optimizers, self.optimizers), tensors["optimizer"].values()):
+            for key, tensor in state.items():
+                if key in saved:  # no gradient has come yet to what has no state
+                    self.layout.fill(tensor, saved[key])
 
     # ------------------------------------------------------------------------------------------------ scores
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Generates views of unseen scenes, from three references where there are as many; writes a picture."""
-        if not self.is_main:
-            return {}
-        config = self.config
+        """Generates views of unseen scenes, from three references where there are as many; writes a picture. All
+        processes call it and take their share."""
+        config, device = self.config, self.accelerator.device
         if self._validation is None:
             self._validation = validation_samples(config)
-        pipe, given, made, truth = self.pipeline(), [], [], []
-        for number, (sample, count) in enumerate(self._validation):
-            views = _pixels(self.vae, sample.pixels)
-            times = {}
-            if sample.times is not None:
-                times = {"frame_times": sample.times[:count], "target_times": sample.times[count:]}
-            generated = pipe(
-                views[:count],
-                sample.cameras,
-                **times,
-                height=config.size,
-                width=config.size,
-                num_inference_steps=config.validation_steps,
-                views_per_group=1,
-                generator=torch.Generator().manual_seed(number),
-                output_type="pt",
-            ).images
-            given.append(views[:count])
-            made.append(generated)
-            truth.append(views[count:])
-        if not made:
+        if not self._validation:
             return {}
-        made, truth = torch.cat(made), torch.cat(truth)
-        rows = {"generated": made, "truth": truth, "difference": (made - truth).abs()}
-        sheet = contact_sheet(torch.cat(given), rows, tile=96)
-        save_image(sheet, config.output / f"validation-{self.step:07d}.png")
-        return {"validation_psnr": psnr(made, truth).mean().item()}
+        processes = (self.accelerator.process_index, self.accelerator.num_processes)
+        half = torch.autocast(device.type, self.dtype, enabled=self.layout.is_sharded and self.dtype != torch.float32)
+        eager = torch.compiler.set_stance("force_eager")  # sampling has shapes of its own
+        self.transformer.eval()
+        with self.layout.averaged(self.model, self.trained, self.ema.shadow_params), half, eager:
+            pipe = KaleidoViewSynthesisPipeline(self.transformer, self.scheduler, self.vae)
+            pipe.set_progress_bar_config(disable=True)
+            scenes = generate_scenes(pipe, self._validation, config, *processes)
+        self.transformer.train()
+        score, sheet = judge_scenes(scenes)
+        if self.is_main:
+            save_image(sheet, config.output / f"validation-{self.step:07d}.png")
+        return {"validation_psnr": score}
 
     def _log(self, scores: dict[str, float]) -> None:
         if not self.is_main or not scores:
@@ -578,30 +551,14 @@ class Trainer:
             self.accelerator.log(scores, step=self.step)
 
 
-class _Stopwatch:
-    """Seconds of training steps, pauses for other work taken out."""
-
-    def restart(self) -> None:
-        self._started, self._aside = time.monotonic(), {"waiting": 0.0, "pauses": 0.0}
-
-    @contextmanager
-    def aside(self, what: str) -> Iterator[None]:
-        """Around `"waiting"` for data, or around `"pauses"`, which are no part of a step."""
-        started = time.monotonic()
-        yield
-        self._aside[what] += time.monotonic() - started
-
-    def per_step(self, steps: int) -> dict[str, float]:
-        """Seconds a step since the restart, and the share of them that went into waiting for data."""
-        seconds = time.monotonic() - self._started - self._aside["pauses"]
-        return {"seconds": seconds / steps, "data_share": self._aside["waiting"] / seconds}
-
-
 def _decisive(config: TrainConfig) -> dict[str, str]:
     """The settings that decide what the steps do, which a resumed run must share."""
     free = ("output", "max_minutes", "steps", "save_every", "keep", "log_every", "validate_every", "validation")
     free += ("validation_scenes", "validation_steps", "workers", "tracker", "compile", "in_memory", "init_from")
-    free += ("dtype", "threads", "data", "cooldown", "scenes")
+    free += ("dtype", "threads", "data", "cooldown", "scenes", "gradient_checkpointing", "gradient_accumulation_steps")
+    free += ("data_parallel_replicate_degree", "data_parallel_shard_degree", "reshard_after_forward")
+    free += ("cache", "cache_gigabytes", "skip_broken")
+    free += ("plan", "card", "cards", "mfu")  # of the command
     return {key: str(value) for key, value in vars(config).items() if key not in free}
 
 
@@ -613,15 +570,8 @@ def _dtype(name: str) -> torch.dtype:
     return fast_dtype("cpu" if device is None else device.type)
 
 
-def _pixels(vae: ModelMixin | None, views: torch.Tensor) -> torch.Tensor:
-    """Views `[V, 3, H, W]` in [0, 1] of a sample, decoded where it holds latents."""
-    if views.dtype == torch.uint8:
-        return views.float() / 255
-    return (decode_views(vae, views) / 2 + 0.5).clamp(0, 1)
-
-
-def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _is_true(word: str | None) -> bool:
+    return word is not None and word.lower() in ("1", "true", "yes")
 
 
 def _single_thread(_worker: int) -> None:

@@ -1,9 +1,23 @@
 """Optimizers of the trainer."""
 
+from collections.abc import Mapping
+
 import torch
 
+from .muon import Muon
 
-__all__ = ["make_optimizers"]
+
+__all__ = ["is_matrix", "make_optimizers", "optimizer_states"]
+
+
+def is_matrix(name: str, parameter: torch.Tensor) -> bool:
+    """Whether a parameter is one of the matrices of the blocks, which Muon is for.
+
+    Args:
+        name (`str`): in the model.
+        parameter (`torch.Tensor`): itself.
+    """
+    return parameter.ndim == 2 and "transformer_blocks" in name and name.endswith("weight")
 
 
 def make_optimizers(
@@ -12,6 +26,7 @@ def make_optimizers(
     other_lr: float = 2e-3,
     weight_decay: float = 0.0,
     kind: str = "muon",
+    muon_dtype: torch.dtype = torch.bfloat16,
 ) -> list[torch.optim.Optimizer]:
     """
     Muon for the matrices of the transformer blocks, AdamW for everything else.
@@ -29,17 +44,40 @@ def make_optimizers(
             Decoupled weight decay of the matrices.
         kind (`str`, defaults to `"muon"`):
             `"muon"`, or `"adamw"`: AdamW with `other_lr` for everything.
+        muon_dtype (`torch.dtype`, defaults to `torch.bfloat16`):
+            Precision in which Muon orthogonalises.
     """
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_matrix = parameter.ndim == 2 and "transformer_blocks" in name and name.endswith("weight")
-            (matrices if is_matrix else others).append(parameter)
+            (matrices if is_matrix(name, parameter) else others).append(parameter)
     adamw = [{"params": others, "weight_decay": 0.0}]
     if kind == "adamw":
         adamw.append({"params": matrices, "weight_decay": weight_decay})
         return [torch.optim.AdamW(adamw, lr=other_lr, betas=(0.9, 0.99))]
-    if not hasattr(torch.optim, "Muon"):
-        raise ImportError(f"Muon needs torch>=2.9, this is {torch.__version__}: update it, or take AdamW.")
-    muon = torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay)
+    muon = Muon(matrices, lr=matrix_lr, weight_decay=weight_decay, dtype=muon_dtype)
     return [muon, torch.optim.AdamW(adamw, lr=other_lr, betas=(0.9, 0.99))]
+
+
+def optimizer_states(
+    optimizers: list[torch.optim.Optimizer], names: Mapping[torch.Tensor, str]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """
+    What the optimizers keep of each parameter, by its name; zeros, as before the first step, where they keep nothing
+    yet. The tensors are theirs: what is written into them counts.
+
+    Args:
+        optimizers (`list[torch.optim.Optimizer]`): of [`make_optimizers`].
+        names (`Mapping[torch.Tensor, str]`): of the parameters.
+    """
+    states = {}
+    for optimizer in optimizers:
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            state = optimizer.state[parameter]
+            if not state and "betas" in optimizer.defaults:
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                state.update(step=torch.tensor(0.0), **moments)
+            elif not state:
+                state.update(momentum_buffer=torch.zeros_like(parameter))
+            states[names[parameter]] = state
+    return states

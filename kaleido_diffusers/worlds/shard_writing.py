@@ -14,7 +14,8 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from ..captures.images import tensor_to_image
-from ..captures.readers.shards import ARRAYS, LATENTS
+from ..captures.readers.shard_index import LATENTS, write_index
+from ..captures.readers.shards import ARRAYS
 from ..files import written_whole
 from ..geometry.views import Views
 from ..models.latents import encode_views
@@ -32,7 +33,7 @@ def write_shards(
     first: int = 0,
 ) -> list[Path]:
     """
-    Writes scenes as WebDataset shards `shard-NNNNNN.tar`, each complete or not there at all.
+    Writes scenes as WebDataset shards `shard-NNNNNN.tar`, each complete or not there at all, with its index beside it.
 
     Args:
         folder (`str` or `Path`):
@@ -87,6 +88,7 @@ def _write_shard(path: Path, scenes: Iterable[tuple[int, Views]], quality: int) 
     with written_whole(path) as part, tarfile.open(part, "w") as tar:
         for number, sample in scenes:
             _add_scene(tar, f"{number:08d}", sample, quality)
+    write_index(path)
     return path
 
 

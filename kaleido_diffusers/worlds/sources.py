@@ -10,6 +10,7 @@ import torch
 
 from ..captures.images import CaptureError, as_image_tensor, fit_cameras, fit_views, load_image
 from ..captures.readers import load_scene
+from ..captures.readers.shard_files import ShardCache, is_remote
 from ..captures.readers.shards import ShardReader, find_shard
 from ..captures.scene import Scene
 from ..geometry.cameras import Cameras
@@ -149,20 +150,20 @@ class ShardSource(ShardReader):
     Scenes in WebDataset shards, see [`ShardReader`].
 
     Args:
-        path (`str` or `Path`): a folder of `*.tar`, or one of them.
+        path (`str` or `Path`): a folder of `*.tar`, one of them, or an address.
         size (`int`, *optional*): height and width to crop and resize to; as stored when not given.
+        cache ([`ShardCache`], *optional*): keeps what came over the network.
     """
 
-    def __init__(self, path: str | os.PathLike, size: int | None = None):
-        super().__init__(path)
+    def __init__(self, path: str | os.PathLike, size: int | None = None, cache: ShardCache | None = None):
+        super().__init__(path, cache)
         self.size = size
 
     def __getitem__(self, index: int) -> Views:
         if (latents := self.latents(index)) is not None:
             return Views(pixels=latents[0], **latents[1])
         encoded, arrays = self.parts(index)
-        file, name, _ = self._scenes[index]
-        where = f"{file}, scene {name!r}"
+        where = "{}, scene {!r}".format(*self.locate(index))
         images = [as_image_tensor(load_image(io.BytesIO(content), exif=False, name=where)) for content in encoded]
         return self._sample(images, arrays)
 
@@ -205,6 +206,10 @@ class SourceOptions:
     """Part of the drawn worlds whose views differ in their field of view."""
     validation_photos: int = 0
     """Photos of a capture's training split that are kept for validation."""
+    cache: Path | None = None
+    """Folder for pieces of remote shards; none are kept when not given."""
+    cache_gigabytes: float = 100.0
+    """Most room that they take."""
 
 
 def is_rendered(name: str) -> bool:
@@ -217,7 +222,7 @@ def open_source(name: str, options: SourceOptions) -> SceneSource:
     A source by its name: a kind of world, shards, or a capture.
 
     Args:
-        name (`str`): one of `SYNTHETIC_KINDS` or `DRAWN_KINDS`, or a path.
+        name (`str`): one of `SYNTHETIC_KINDS` or `DRAWN_KINDS`, a path, or an address of shards.
         options ([`SourceOptions`]): how to open it.
 
     Raises:
@@ -231,6 +236,9 @@ def open_source(name: str, options: SourceOptions) -> SceneSource:
         )
     if name in DRAWN_KINDS:
         return WorldSource(name, *worlds, options.arc, options.assets, options.zoom)
+    if is_remote(name):
+        cache = None if options.cache is None else ShardCache(options.cache, int(options.cache_gigabytes * 1e9))
+        return ShardSource(name, options.size, cache)
     path = Path(name)
     if find_shard(path):
         return ShardSource(path, options.size)

@@ -3,7 +3,8 @@
 import io
 import json
 import os
-import tarfile
+import zlib
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from ...geometry.cameras import Cameras
 from ..images import CaptureError, load_image, open_image
 from ..scene import Scene, SceneImages
 from .assembly import ReadOptions, printable, scene_name
+from .shard_files import ShardCache, ShardFiles
+from .shard_index import HEADER, LATENTS, RECORD, check_header, index_path, read_tar, scan_tar
 
 
-__all__ = ["ARRAYS", "LATENTS", "ShardReader", "find_shard", "read_shard"]
+__all__ = ["ARRAYS", "ShardReader", "find_shard", "read_shard"]
 
 
 ARRAYS = ("poses", "intrinsics", "times")  # what `scene.json` holds of the views
-LATENTS = "latents.npy"  # in place of pictures
+_INDICES = 64  # of shards, that a process keeps at hand
 
 
 class ShardReader:
@@ -29,31 +32,98 @@ class ShardReader:
     Scenes in WebDataset shards: tar files of `<scene>/NNN.jpg` (or `.png`) and `<scene>/scene.json`. Instead of
     pictures there may be `<scene>/latents.npy`, what an autoencoder has made of them, `[V, C, h, w]`.
 
-    Shards are indexed once, by their tar headers, and read at the places where the scenes lie.
+    A scene is read at its place, in one piece. Where it lies says the index beside its shard; a shard of a folder that
+    has none is looked through when it is opened, by its tar headers.
 
     Args:
-        path (`str` or `Path`): a folder of `*.tar`, or one of them.
+        path (`str` or `Path`): a folder of `*.tar`, or one of them; or an address (`s3://`, `hf://`, `http://`) of
+            either, see [`ShardFiles`].
+        cache ([`ShardCache`], *optional*): keeps what came over the network.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        path = Path(path)
-        files = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-        if not files:
-            raise CaptureError(f"{path}: holds no *.tar shards.")
-        self._scenes = [scene for file in files for scene in _index_shard(file)]
+    def __init__(self, path: str | os.PathLike, cache: ShardCache | None = None):
+        self.files = ShardFiles(path, cache)
+        self._scanned: dict[int, np.ndarray] = {}  # of shards without an index
+        self._indices: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._last: tuple[int, str, dict[str, bytes]] | None = None  # the scene that was read last
+        counts = np.array([self._scenes_of(shard) for shard in range(len(self.files.names))])
+        self._ends = counts.cumsum()
 
     def __len__(self) -> int:
-        return len(self._scenes)
+        return int(self._ends[-1])
 
     @property
-    def fewest_views(self) -> int:
-        """Images of the scene that has the fewest."""
-        return min(_count_views(file, members) for file, _, members in self._scenes)
+    def fewest_views(self) -> int | None:
+        """Images of the scene that has the fewest; `None` for a remote place, where nobody has looked yet."""
+        if self.files.is_remote:
+            return None
+        fewest = []
+        for shard, name in enumerate(self.files.names):
+            if shard in self._scanned:
+                fewest.append(int(self._scanned[shard]["views"].min()))
+            else:
+                fewest.append(int(self._header(name)["fewest_views"]))
+        return min(fewest)
 
     @property
     def names(self) -> list[str]:
         """What the scenes are called in their shards."""
-        return [name for _, name, _ in self._scenes]
+        return [self.locate(index)[1] for index in range(len(self))]
+
+    def locate(self, index: int) -> tuple[str, str]:
+        """The shard of a scene, and what the scene is called there.
+
+        Args:
+            index (`int`): number of the scene.
+        """
+        shard, record = self._record(index)
+        return self.files.names[shard], record["name"].decode(errors="replace")
+
+    def _scenes_of(self, shard: int) -> int:
+        """How many scenes a shard has, without reading its index if that can be avoided."""
+        name, count = self.files.names[shard], self.files.counts[shard]
+        if count is None and not self.files.is_remote:
+            self._scanned[shard] = scan_tar(Path(name))
+            return len(self._scanned[shard])
+        return len(self._index(shard)) if count is None else count
+
+    def _header(self, name: str) -> np.void:
+        """The first record of the index of a local shard, which is checked against the shard."""
+        where = index_path(name)
+        return check_header(self.files.read(where, 0, HEADER.itemsize), where, self.files.sizes.get(name, 0))
+
+    def _index(self, shard: int) -> np.ndarray:
+        """The scenes of a shard."""
+        if shard in self._scanned:
+            return self._scanned[shard]
+        if shard in self._indices:
+            self._indices.move_to_end(shard)
+            return self._indices[shard]
+        name = self.files.names[shard]
+        where = index_path(name)
+        try:
+            content = self.files.read(where)
+        except CaptureError as error:
+            raise CaptureError(
+                f"{error} A remote shard needs its index beside it: `kaleido shard --index` writes them."
+            ) from error
+        size = self.files.sizes.get(name, -1)
+        header = check_header(content, where, None if size < 0 else size)
+        records = np.frombuffer(content[HEADER.itemsize :], RECORD)
+        if len(records) != header["scenes"]:
+            raise CaptureError(f"{where}: is cut short: it has {len(records)} of {int(header['scenes'])} scenes.")
+        self._indices[shard] = records
+        if len(self._indices) > _INDICES:
+            self._indices.popitem(last=False)
+        return records
+
+    def _record(self, index: int) -> tuple[int, np.void]:
+        """The shard of a scene, and what its index says of the scene."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        before = int(self._ends[shard - 1]) if shard else 0
+        return shard, self._index(shard)[index - before]
 
     def parts(self, index: int) -> tuple[list[bytes], dict[str, torch.Tensor]]:
         """The encoded images of a scene, and what `scene.json` says of them: `poses` `[V, 4, 4]` and `intrinsics`
@@ -77,9 +147,9 @@ class ShardReader:
         Args:
             index (`int`): number of the scene.
         """
-        if LATENTS not in self._scenes[index][2]:
-            return None
         where, contents = self._contents(index)
+        if LATENTS not in contents:
+            return None
         try:
             latents = torch.from_numpy(np.load(io.BytesIO(contents[LATENTS]), allow_pickle=False))
         except (ValueError, TypeError, EOFError) as error:
@@ -90,10 +160,23 @@ class ShardReader:
 
     def _contents(self, index: int) -> tuple[str, dict[str, bytes]]:
         """What a scene is called in messages, and its members."""
-        file, name, members = self._scenes[index]
-        with open(file, "rb") as stream:
-            contents = {name: _read(stream, *place) for name, place in members.items()}
-        return f"{file}, scene {name!r}", contents
+        if self._last is not None and self._last[0] == index:
+            return self._last[1], dict(self._last[2])
+        shard, record = self._record(index)
+        start, end = int(record["start"]), int(record["end"])
+        where = f"{self.files.names[shard]}, scene {record['name'].decode(errors='replace')!r}"
+        content = self.files.read(self.files.names[shard], start, end)
+        if len(content) != end - start:
+            raise CaptureError(f"{where}: the shard is cut short: {len(content)} of {end - start} bytes are there.")
+        if record["checksum"] and zlib.crc32(content) != record["checksum"]:
+            raise CaptureError(f"{where}: is damaged: its bytes are not those that were written.")
+        members = [(scene, name, content) for scene, name, content in read_tar(content, where)]
+        first = members[0][0] if members else ""
+        contents = {name: content for scene, name, content in members if scene == first}
+        if "scene.json" not in contents or len(contents) < 2:
+            raise CaptureError(f"{where}: is not where the index says.")
+        self._last = index, where, contents
+        return where, dict(contents)
 
     @staticmethod
     def _arrays(where: str, text: bytes, count: int) -> dict[str, torch.Tensor]:
@@ -153,36 +236,3 @@ def read_shard(path: Path, options: ReadOptions) -> Scene:
 
 def _decode(content: bytes, name: str) -> PIL.Image.Image:
     return load_image(io.BytesIO(content), exif=False, name=name)
-
-
-def _index_shard(file: Path) -> list[tuple[Path, str, dict[str, tuple[int, int]]]]:
-    """Scenes of a shard: where in the file their members lie, (offset, size)."""
-    scenes: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                scene, _, name = member.name.rpartition("/")
-                if member.isfile() and (name == "scene.json" or name == LATENTS or name.endswith((".jpg", ".png"))):
-                    scenes.setdefault(scene, {})[name] = (member.offset_data, member.size)
-    except (tarfile.TarError, OSError) as error:
-        raise CaptureError(f"{file}: not a shard that can be read ({error}).") from error
-    complete = [(file, *scene) for scene in scenes.items() if "scene.json" in scene[1] and len(scene[1]) > 1]
-    if not complete:
-        raise CaptureError(f"{file}: holds no scene (`<scene>/scene.json` and images beside it).")
-    return complete
-
-
-def _count_views(file: Path, members: dict[str, tuple[int, int]]) -> int:
-    """Views of a scene."""
-    if LATENTS not in members:
-        return len(members) - 1
-    with open(file, "rb") as stream:
-        stream.seek(members[LATENTS][0])
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(stream)[0][0]
-
-
-def _read(stream, offset: int, size: int) -> bytes:
-    stream.seek(offset)
-    return stream.read(size)
