@@ -50,7 +50,7 @@ class DistributedReader(dcp.FileSystemReader):
             self._metadata = _MetadataUnpickler(stream).load()
 
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Any:
-        """As in torch."""
+        """What was read already; `_args` and `_kwargs` are those of torch."""
         return self._metadata
 
     @property
