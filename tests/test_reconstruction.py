@@ -222,8 +222,8 @@ def test_bad_photos_are_named(tmp_path, capsys):
     (tmp_path / "empty" / "inner").mkdir(parents=True)
     with pytest.raises(CaptureError, match=r"no photos .*folders \(inner\)"):
         find_photos(tmp_path / "empty")
-    (tmp_path / "empty" / "IMG_1.heic").write_bytes(b"")
-    with pytest.raises(CaptureError, match=r"no photos .*IMG_1\.heic: convert"):
+    (tmp_path / "empty" / "IMG_1.cr2").write_bytes(b"")
+    with pytest.raises(CaptureError, match=r"no photos .*IMG_1\.cr2: convert"):
         find_photos(tmp_path / "empty")
 
 

@@ -31,6 +31,7 @@ def write_capture(
     suffix: str = ".png",
     generated: Sequence[bool] | None = None,
     times: torch.Tensor | None = None,
+    names: Sequence[str] | None = None,
 ) -> Path:
     """
     Writes a capture that nerfstudio and instant-ngp train on as it is: `transforms.json` and `images/`. (gsplat's
@@ -54,22 +55,25 @@ def write_capture(
             Which views a model made: their frames say `"generated": true`.
         times (`torch.Tensor` of shape `[V]`, *optional*):
             Seconds, in captures of a moving world: `time` of each frame.
+        names (`Sequence[str]` of length V, *optional*):
+            Files of the views, inside the folder; `images/0000.png` and so on when not given.
 
     Returns:
         `Path`: the `transforms.json`.
     """
     folder = Path(folder)
     file = folder / "transforms.json"
-    names = _checked_names(images, cameras, suffix)
-    for name, values in (("generated", generated), ("times", times)):
-        if values is not None and len(values) != len(names):
-            raise ValueError(f"`{name}` must have one value for each of the {len(names)} views, got {len(values)}.")
-    _refuse_existing(file, *(folder / "images" / name for name in names))
+    files = [f"images/{name}" for name in _checked_names(images, cameras, suffix)]
+    for name, values in (("generated", generated), ("times", times), ("names", names)):
+        if values is not None and len(values) != len(files):
+            raise ValueError(f"`{name}` must have one value for each of the {len(files)} views, got {len(values)}.")
+    files = files if names is None else list(names)
+    _refuse_existing(file, *(folder / name for name in files))
     lenses = [_lens(camera) for camera in cameras]
     shared = lenses[0] if all(lens == lenses[0] for lens in lenses) else {}
     frames = []
     for number, pose in enumerate(convert_axes(cameras.world_from_camera, "opencv", "opengl").tolist()):
-        frame = {"file_path": f"images/{names[number]}"}
+        frame = {"file_path": files[number]}
         if not shared:
             frame.update(lenses[number])
         if times is not None:
@@ -79,7 +83,7 @@ def write_capture(
         frames.append({**frame, "transform_matrix": pose})
     data = {"camera_model": "PINHOLE", **shared, **_ngp_box(cameras), "frames": frames}
     with _capture_written_whole(folder) as part:
-        _save_images(part, names, images)
+        _save_images(part, files, images)
         write_json(part / file.name, data)
     return file
 
@@ -149,7 +153,7 @@ def write_colmap(
     for point in points.to("cpu", torch.float64).numpy():
         reconstruction.add_point3D(point, pycolmap.Track(), np.full(3, 128, dtype=np.uint8))
     with _capture_written_whole(folder) as part:
-        _save_images(part, names, images)
+        _save_images(part, [f"images/{name}" for name in names], images)
         (part / model.relative_to(folder)).mkdir(parents=True)
         (reconstruction.write_binary if binary else reconstruction.write_text)(part / model.relative_to(folder))
     return model
@@ -219,9 +223,9 @@ def _refuse_existing(*paths: Path) -> None:
 
 
 def _save_images(folder: Path, names: Sequence[str], images: Sequence[PIL.Image.Image]) -> None:
-    (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, image in zip(names, images):
-        save_image(image.convert("RGB"), folder / "images" / name, quality=95)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_image(image.convert("RGB"), folder / name, quality=95)
 
 
 def _lens(camera: Cameras) -> dict[str, float]:

@@ -18,6 +18,7 @@ from ..geometry.cameras import Cameras
 
 
 __all__ = [
+    "HEIF_SUFFIXES",
     "MAX_IMAGE_PIXELS",
     "REDUCED_PIXELS",
     "THREADS",
@@ -40,6 +41,7 @@ __all__ = [
 
 THREADS = min(8, os.cpu_count() or 1)  # that open and decode photos
 
+HEIF_SUFFIXES = (".heic", ".heif")
 MAX_IMAGE_PIXELS = 150_000_000  # larger images are refused before they are decoded
 
 _SRGB = PIL.ImageCms.createProfile("sRGB")
@@ -60,15 +62,22 @@ def load_image(
     background: tuple[int, int, int] = (255, 255, 255),
     exif: bool = True,
     name: str | None = None,
+    long_side: int | None = None,
 ) -> PIL.Image.Image:
     """
     Opens an image as 8-bit RGB: transparency is laid over `background`, grey and 16-bit images are converted, and an
-    EXIF rotation is applied unless `exif` is false. `name` is what errors call it, `path` when not given.
+    EXIF rotation is applied unless `exif` is false. `name` is what errors call it, `path` when not given. Images whose
+    longer side has more than `long_side` pixels are reduced to it, JPEGs while they are decoded.
 
     Raises [`CaptureError`] for files that are missing, truncated, not an image, or larger than `MAX_IMAGE_PIXELS`.
     """
     image = open_image(path, name)
     try:
+        if long_side is not None and long_side < max(image.size):
+            size = [max(1, round(side * long_side / max(image.size))) for side in image.size]
+            image.draft(None, size)  # JPEG alone: decodes a half, a quarter or an eighth of it, not below `size`
+            image.load()
+            image.thumbnail((long_side, long_side), PIL.Image.Resampling.BOX)
         image.load()
         image = PIL.ImageOps.exif_transpose(image) if exif else image
         return to_rgb(image, background)
@@ -101,6 +110,8 @@ def open_image(path: str | os.PathLike | BinaryIO, name: str | None = None) -> P
         name (`str`, *optional*): what errors call it; the path when not given.
     """
     name = name or path
+    if str(name).lower().endswith(HEIF_SUFFIXES):
+        _register_heif(name)
     try:
         image = PIL.Image.open(path)
     except FileNotFoundError as error:
@@ -115,6 +126,17 @@ def open_image(path: str | os.PathLike | BinaryIO, name: str | None = None) -> P
             f"{name}: {image.width} x {image.height} pixels are more than the {MAX_IMAGE_PIXELS} that are allowed."
         )
     return image
+
+
+def _register_heif(name) -> None:
+    """Teaches Pillow what phones write."""
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise CaptureError(
+            f"{name}: HEIC photos need pillow-heif: pip install 'kaleido-diffusers[captures]', or save them as JPEG."
+        ) from error
+    pillow_heif.register_heif_opener()
 
 
 def upright_turns(image: PIL.Image.Image) -> int:

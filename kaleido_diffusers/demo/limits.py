@@ -16,9 +16,9 @@ class Limits:
 
     photos: int = 80
     """Most photos of a capture."""
-    megapixels: float = 24.0
-    """Most million pixels of a photo."""
-    upload_mb: int = 200
+    megapixels: float = 150.0
+    """Most million pixels of a photo; large ones are reduced while they are read."""
+    upload_mb: int = 500
     """Most megabytes of an upload, packed or unpacked."""
     stored_mb: int = 2000
     """Most megabytes of uploads and results on the disk, all visitors together."""
@@ -49,7 +49,7 @@ class Limits:
             size (`int`): pixels a side of the views.
         """
         return (
-            f"At most {self.photos} photos of {self.megapixels:g} megapixels, {self.upload_mb} MB together;"
+            f"At most {self.photos} photos or one video, {self.upload_mb} MB together;"
             f" {self.references} references, {self.views} views of {size} x {size} pixels, {self.steps} steps. One"
             " request is worked on at a time, the others wait in line. Uploads and results are deleted after"
             f" {self.keep_minutes:g} minutes."

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from ..captures.pictures import FRUSTUM_EDGES, frustum_corners, frustum_size, upright_axes
-from ..geometry.cameras import Cameras
 from ..web.texts import as_markdown
 from .captures import Capture
 from .views import Plan
@@ -16,6 +15,7 @@ from .views import Plan
 __all__ = ["describe", "space_figure"]
 
 _PHOTO, _REFERENCE, _TARGET, _DUST, _GRID = "#9aa3ab", "#2563eb", "#ea580c", "#8b949e", "rgba(128, 128, 128, 0.25)"
+_INVENTED = "#78716c"  # of targets that hardly a reference sees
 _CELLS = 8000  # coloured squares that make up all thumbnails together
 _MOST_FRUSTUMS = 24  # of a path that are drawn; its line shows the others
 
@@ -23,7 +23,8 @@ _MOST_FRUSTUMS = 24  # of a path that are drawn; its line shows the others
 def space_figure(capture: Capture, plan: Plan | None = None):
     """
     A plotly figure to turn and zoom: all photos' cameras in grey, the references in blue with what they show, the
-    targets in orange with the path between them. Needs `pip install kaleido-diffusers[demo]`.
+    targets in orange with the path between them, in a darker grey those that hardly a reference sees. Needs
+    `pip install kaleido-diffusers[demo]`.
 
     Args:
         capture (`Capture`): the photos.
@@ -47,7 +48,7 @@ def space_figure(capture: Capture, plan: Plan | None = None):
     traces += _frustums(graph_objects, corners, _REFERENCE, 3, [f"photo {photo + 1}" for photo in shown])
     traces.append(_thumbnails(graph_objects, capture.pixels[shown], corners[:, :4]))
     if plan is not None:
-        traces += _targets(graph_objects, plan.targets, large if len(plan.targets) == 1 else size, axes)
+        traces += _targets(graph_objects, plan, large if len(plan.targets) == 1 else size, axes)
     return graph_objects.Figure(traces, _layout(traces))
 
 
@@ -63,7 +64,9 @@ def describe(capture: Capture, plan: Plan) -> str:
     also = " The true photos are known." if plan.truths else ""
     numbers = ", ".join(str(photo + 1) for photo in plan.references)
     photos = f"{len(capture)} photo{'s' * (len(capture) != 1)}"
-    return f"{as_markdown(capture.name)}, {photos}. Blue: references ({numbers}). Orange: {shown} to generate.{also}"
+    grey = f" Grey: {len(plan.invented)} of them, where hardly a photo looks." if plan.invented else ""
+    path = f"Orange: {shown} to generate.{grey}{also}"
+    return f"{as_markdown(capture.name)}, {photos}. Blue: references ({numbers}). {path}"
 
 
 def _layout(traces: list) -> dict:
@@ -82,7 +85,7 @@ def _layout(traces: list) -> dict:
         "scene": scene,
         "showlegend": False,
         "margin": dict.fromkeys("lrtb", 0),
-        "height": 380,
+        "height": 400,
         "paper_bgcolor": "rgba(0, 0, 0, 0)",
         "uirevision": "kept",  # a new path leaves the picture as the visitor turned it
     }
@@ -101,13 +104,19 @@ def _frustums(graph_objects, corners: torch.Tensor, color: str, width: float, la
     return [_scatter(graph_objects, lines, **line), _scatter(graph_objects, corners[:, 5], **dots)]
 
 
-def _targets(graph_objects, targets: Cameras, size: float, axes: torch.Tensor) -> list:
+def _targets(graph_objects, plan: Plan, size: float, axes: torch.Tensor) -> list:
+    targets, invented = plan.targets, set(plan.invented)
     path = targets.centers @ axes.mT
     line = {"mode": "lines", "line": {"width": 4, "color": _TARGET}, "hoverinfo": "skip"}
-    drawn = torch.linspace(0, len(targets) - 1, min(len(targets), _MOST_FRUSTUMS)).round().long()
-    corners = frustum_corners(targets[drawn], size) @ axes.mT
-    labels = [f"view {view + 1}" for view in drawn.tolist()]
-    return [_scatter(graph_objects, path, **line), *_frustums(graph_objects, corners, _TARGET, 2, labels)]
+    traces = [_scatter(graph_objects, path, **line)]
+    drawn = torch.linspace(0, len(targets) - 1, min(len(targets), _MOST_FRUSTUMS)).round().long().tolist()
+    for is_invented, color in ((False, _TARGET), (True, _INVENTED)):
+        views = [view for view in drawn if (view in invented) is is_invented]
+        if views:
+            corners = frustum_corners(targets[views], size) @ axes.mT
+            labels = [f"view {view + 1}" + ", invented" * is_invented for view in views]
+            traces += _frustums(graph_objects, corners, color, 2, labels)
+    return traces
 
 
 def _thumbnails(graph_objects, pixels: torch.Tensor, corners: torch.Tensor):

@@ -17,6 +17,8 @@ __all__ = ["pose_photos"]
 
 _BAR = re.compile(r"^(?P<what>[a-z ]+): +\d+%\|.*\| (?P<done>\d+)/(?P<total>\d+)")
 _SENTENCES = {  # of the bars of `kaleido poses`
+    "looking at frames": "Looking for the sharpest frames of the video",
+    "writing frames": "Taking them out of the video",
     "looking at photos": "Looking at the photos",
     "copying photos": "Copying the photos",
     "finding features": "Finding details in the photos",
@@ -27,20 +29,22 @@ _PREFIX = "kaleido: "
 
 
 def pose_photos(
-    photos: Path, output: Path, seconds: float, cancelled: threading.Event
+    photos: Path, output: Path, seconds: float, cancelled: threading.Event, frames: int = 40
 ) -> Generator[Progress, None, list[str]]:
     """
     Yields the progress; returns warnings, a sentence each.
 
     Args:
-        photos (`Path`): a folder of photos.
+        photos (`Path`): a folder of photos, or a video.
         output (`Path`): folder for the capture.
         seconds (`float`): after which to give up.
         cancelled (`threading.Event`): ends the work when it is set, with [`Stopped`].
+        frames (`int`, defaults to `40`): most frames that are taken of a video.
 
     Raises `ValueError` with what went wrong and what to do about it.
     """
     command = [sys.executable, "-m", "kaleido_diffusers.cli", "poses", str(photos), "--output", str(output)]
+    command += ["--frames", str(frames)]
     package = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..web.origins import OriginRule
 from .app import WORK, DemoApp
+from .icons import path_styles
 from .limits import Limits
 from .texts import SCRIPT, STYLE
 
@@ -35,6 +36,7 @@ _SCRIPTS = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL 
 _BODY_MB = 1  # of what is not an upload: the settings of a request take a few kilobytes
 _ROOM_MB = 20  # that the disk must keep free beyond an upload
 _STALE_SECONDS = 120  # after which what an upload has written last is taken for broken off
+_THREADS = 20  # beside those in which visitors wait for their turn
 _SESSION = re.compile(r"[\w-]{1,64}")
 
 
@@ -285,13 +287,14 @@ def serve(
             quiet=True,
             ssr_mode=False,
             pwa=False,
+            max_threads=limits.waiting + _THREADS,
             run_history=False,
             enable_monitoring=False,
             footer_links=[],
             allowed_paths=[],
             max_file_size=limits.upload_mb * 1_000_000,
             theme=gr.themes.Default(font=_FONTS, font_mono=("ui-monospace", "monospace")),
-            css=STYLE,
+            css=STYLE + path_styles(),
             head=SCRIPT,
             app_kwargs={"middleware": [guard], "docs_url": None},
         )

@@ -16,30 +16,42 @@ __all__ = ["Session", "Sessions"]
 @dataclass
 class Session:
     """
-    One visitor's page.
+    One visitor.
 
     Attributes:
         capture (`Capture`, *optional*): what was loaded last.
         result (`Result`, *optional*): what was generated last.
+        picked (`tuple[int, ...]`): photos that the visitor chose as references; none: the app chooses.
+        thumbnails (`dict`): files of the photos to click on, which are made once.
+        page (`str`): the page whose work runs, or ran last.
         cancelled (`threading.Event`): of the work that runs for the visitor, or ran last.
         touched (`float`): when the visitor was heard of last, by the monotonic clock.
     """
 
     capture: Capture | None = None
     result: Result | None = None
+    picked: tuple[int, ...] = ()
+    thumbnails: dict[tuple[int, int, bool], str] = field(default_factory=dict)
+    page: str = ""
     cancelled: threading.Event = field(default_factory=threading.Event)
     touched: float = 0.0
 
-    def begin(self) -> threading.Event:
-        """Stops what runs for the visitor; returns the event that stops what begins now."""
+    def begin(self, page: str = "") -> threading.Event:
+        """Stops what runs for the visitor; returns the event that stops what begins now.
+
+        Args:
+            page (`str`, defaults to `""`): the page that wants it.
+        """
         self.cancelled.set()
+        self.page = page
         self.cancelled = threading.Event()
         return self.cancelled
 
 
 class Sessions:
     """
-    The sessions by their keys, which browsers make up at random for each page.
+    The sessions by the keys of visitors' pages, which browsers make up at random. A page that is loaded again has
+    another key, and a token that it brings along, see [`enter`].
 
     Args:
         most (`int`): how many to keep; the one unheard of for longest goes first.
@@ -50,15 +62,44 @@ class Sessions:
     def __init__(self, most: int, seconds: float, clock: Callable[[], float] = time.monotonic):
         self._most, self._seconds, self._clock = most, seconds, clock
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._tokens: OrderedDict[str, str] = OrderedDict()  # page -> token
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def enter(self, page: str, token: str) -> Session:
+        """The session of a page that is loaded, or loaded again.
+
+        Args:
+            page (`str`): its key.
+            token (`str`): a secret of the browser's window, the same after the page was loaded again.
+        """
+        with self._lock:
+            self._tokens[page] = token
+            while len(self._tokens) > 4 * self._most:
+                self._tokens.popitem(last=False)
+        return self[page]
+
+    def leave(self, page: str) -> None:
+        """A page is closed, or loaded again: stops its work, and forgets a visitor who has no token to come back with.
+
+        Args:
+            page (`str`): its key.
+        """
+        with self._lock:
+            token = self._tokens.pop(page, None)
+            session = None if token is None else self._sessions.get(token)
+        if token is None:
+            self.drop(page)
+        elif session is not None and session.page == page:
+            session.cancelled.set()
+
     def __getitem__(self, key: str) -> Session:
         """A visitor's session; a new one for who is not known, or not any more."""
         self.sweep()
         with self._lock:
+            key = self._tokens.get(key, key)
             session = self._sessions.setdefault(key, Session())
             session.touched = self._clock()
             self._sessions.move_to_end(key)
@@ -70,7 +111,7 @@ class Sessions:
         """Forgets a visitor, and stops what runs for them.
 
         Args:
-            key (`str`): names the visitor.
+            key (`str`): names the visitor: a token, or a page that has none.
         """
         with self._lock:
             session = self._sessions.pop(key, None)

@@ -1,21 +1,19 @@
-"""From a capture and a wish to views, and to files that hold them."""
+"""From a capture and a wish to views."""
 
-import shutil
-import tempfile
+import math
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import PIL.Image
 import torch
 
-from ..captures.export import write_capture, write_video
 from ..captures.images import tensor_to_image
 from ..evaluation.baselines import reference_distances
 from ..geometry import trajectories
 from ..geometry.cameras import Cameras
-from ..geometry.choosing import choose_references
+from ..geometry.choosing import INVENTED, choose_references, seen_share, tour
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from .captures import Capture
 from .limits import Limits, Progress, in_background
@@ -29,16 +27,17 @@ __all__ = [
     "Plan",
     "Result",
     "Wish",
+    "azimuth_and_elevation",
+    "best_path",
     "generate",
+    "paths_for",
     "plan_views",
-    "write_files",
 ]
 
 HELD_OUT, FREE = "photos kept back", "one free camera"
-PATHS = (*trajectories.PATHS, HELD_OUT, FREE)
+PATHS = ("keyframes", *(path for path in trajectories.PATHS if path != "keyframes"), HELD_OUT, FREE)
 FREE_BOUNDS = {"azimuth": (-180, 180), "elevation": (-85, 85), "distance": (0.2, 4), "zoom": (0.25, 4)}
 GROUP = 4  # views denoised together
-_FPS = 8.0
 
 
 @dataclass(frozen=True)
@@ -57,18 +56,20 @@ class Wish:
         steps (`int`): denoising steps.
         guidance (`float`): classifier-free guidance, 1 for none.
         seed (`int`): of the noise.
+        picked (`tuple[int, ...]`): photos that the visitor chose as references; none: they are chosen for the path.
     """
 
-    path: str = "orbit"
+    path: str = "keyframes"
     views: int = 24
     azimuth: float = 0.0
     elevation: float = 30.0
     distance: float = 1.0
     zoom: float = 1.0
-    references: int = 6
+    references: int = 12
     steps: int = 10
     guidance: float = 1.0
     seed: int = 0
+    picked: tuple[int, ...] = ()
 
     def check(self, limits: Limits) -> None:
         """Raises `ValueError` for what is not allowed: a page's sliders bind only those who use the page.
@@ -103,11 +104,18 @@ class Plan:
         references (`list[int]`): photos given to the model.
         targets (`Cameras` of shape `[M]`): where to.
         truths (`list[int]`): photos taken from there, one for each target, or none at all.
+        seen (`list[float]`): how much of each target the references see, see [`seen_share`].
     """
 
     references: list[int]
     targets: Cameras
     truths: list[int]
+    seen: list[float]
+
+    @property
+    def invented(self) -> list[int]:
+        """Targets that look where hardly a reference does."""
+        return [view for view, share in enumerate(self.seen) if share < INVENTED]
 
     def nearest(self, capture: Capture) -> list[int]:
         """For each target the reference nearest in place and direction.
@@ -121,10 +129,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """The `views` of a `plan` of a `capture`, as many as were finished, and for each the number of the photo to hold
-    it against, the `nearest`."""
+    """The `views` of a `plan` of a `wish` of a `capture`, as many as were finished, and for each the number of the
+    photo to hold it against, the `nearest`."""
 
     capture: Capture
+    wish: Wish
     plan: Plan
     views: list[PIL.Image.Image]
     nearest: list[int]
@@ -145,28 +154,72 @@ def plan_views(capture: Capture, wish: Wish, limits: Limits) -> Plan:
         if not truths:
             raise ValueError("A single photo leaves none to keep back: choose another path.")
         photos = [photo for photo in photos if photo not in capture.held_out]
-    count = min(int(wish.references), len(photos))
-    targets = capture.cameras[truths] if truths else _path(capture.cameras, count, wish)
-    references = choose_references(capture.cameras, count, photos, targets) if count > 1 else _best(capture, targets)
-    return Plan(references, targets, truths)
+    picked = sorted(photo for photo in set(wish.picked) if photo in photos)
+    count = len(picked) or min(int(wish.references), len(photos))
+    if count > limits.references:
+        raise ValueError(f"These are {count} references: at most {limits.references} are taken. Choose fewer photos.")
+    targets = capture.cameras[truths] if truths else _path(capture.cameras, picked, count, wish)
+    references = picked or _chosen(capture, count, photos, targets)
+    return Plan(references, targets, truths, seen_share(capture.cameras[references], targets).tolist())
 
 
-def _best(capture: Capture, targets: Cameras) -> list[int]:
-    """The one reference for targets: choosing by what cameras see needs several to tell where they look."""
-    if len(capture) == 1:
+def _chosen(capture: Capture, count: int, photos: list[int], targets: Cameras) -> list[int]:
+    if len(capture) == 1:  # choosing by what cameras see needs several to tell where they look
         return [0]
-    photos = [photo for photo in range(len(capture)) if photo not in capture.held_out]
-    return choose_references(capture.cameras, 1, photos, targets)
+    if count == 1:
+        photos = [photo for photo in photos if photo not in capture.held_out]
+    return choose_references(capture.cameras, count, photos, targets)
 
 
-def _path(cameras: Cameras, references: int, wish: Wish) -> Cameras:
+def paths_for(capture: Capture | None) -> list[str]:
+    """The paths that a capture allows: one photo leaves none to fly through, and none to keep back.
+
+    Args:
+        capture (`Capture`, *optional*): the capture of the visitor; all paths when not given.
+    """
+    if capture is None:
+        return list(PATHS)
+    lone = len(capture) == 1
+    return [path for path in PATHS if not (lone and path == "keyframes") and (capture.held_out or path != HELD_OUT)]
+
+
+def best_path(capture: Capture) -> str:
+    """The path to begin with, which flies where the photos are.
+
+    Args:
+        capture (`Capture`): the capture of the visitor.
+    """
+    return "keyframes" if len(capture) > 1 else "arc"
+
+
+def _path(cameras: Cameras, picked: list[int], references: int, wish: Wish) -> Cameras:
     if wish.path == FREE:
         return _free_camera(cameras, wish)
     if wish.path == "keyframes":
         if len(cameras) == 1:
             raise ValueError("A path through the photos needs at least two of them: choose another path.")
-        cameras = cameras[choose_references(cameras, max(2, references), range(len(cameras)))]
+        keys = picked if len(picked) > 1 else choose_references(cameras, max(2, references), range(len(cameras)))
+        cameras = cameras[[keys[place] for place in tour(cameras[keys])]]
     return trajectories.camera_path(wish.path, cameras, int(wish.views))
+
+
+def azimuth_and_elevation(capture: Capture, direction: torch.Tensor) -> tuple[float, float]:
+    """Where a free camera stands, in degrees as in [`Wish`], that looks at the scene from a direction.
+
+    Args:
+        capture (`Capture`): the capture of the visitor.
+        direction (`torch.Tensor` of shape `[3]`): from what the photos look at to the camera, in the world.
+    """
+    focus = trajectories.lone_focus(capture.cameras)
+    focus = trajectories.focus_point(capture.cameras) if focus is None else focus
+    up = trajectories.up_direction(capture.cameras)
+    first = capture.cameras.centers[0] - focus
+    first = first - (first @ up) * up
+    level = direction - (direction @ up) * up
+    turn = torch.atan2(torch.linalg.cross(first, level) @ up, first @ level)
+    tilt = torch.atan2(direction @ up, level.norm())
+    low, high = FREE_BOUNDS["elevation"]
+    return math.degrees(turn), min(max(math.degrees(tilt), low), high)
 
 
 def _free_camera(cameras: Cameras, wish: Wish) -> Cameras:
@@ -184,8 +237,8 @@ def generate(
     pipe: KaleidoViewSynthesisPipeline, capture: Capture, plan: Plan, wish: Wish, cancelled: threading.Event
 ) -> Iterator[Progress]:
     """
-    Generates the views of a plan. What is yielded names group and step; after each group, and at the end, its `news`
-    is the [`Result`] so far. Setting `cancelled` ends it after the step that is being computed.
+    Generates the views of a plan. What is yielded names the views at work; after each group, and at the end, its
+    `news` is the [`Result`] so far. Setting `cancelled` ends it after the step that is being computed.
 
     Args:
         pipe (`KaleidoViewSynthesisPipeline`): what generates.
@@ -194,8 +247,9 @@ def generate(
         wish (`Wish`): what the visitor asks for.
         cancelled (`threading.Event`): set by who wants it to end.
     """
-    groups = -(-len(plan.targets) // GROUP)
-    result = Result(capture, plan, [], plan.nearest(capture))
+    count = len(plan.targets)
+    groups, begin = -(-count // GROUP), time.monotonic()
+    result = Result(capture, wish, plan, [], plan.nearest(capture))
 
     def work(report) -> None:
         def after_step(pipe, step: int, _timestep, tensors: dict) -> dict:
@@ -203,14 +257,16 @@ def generate(
             if cancelled.is_set():
                 pipe._interrupt = True
                 return {}
-            steps = pipe.num_timesteps // groups
-            group, done = step // steps + 1, step % steps + 1
-            news = None
-            if done == steps:
+            total, done = pipe.num_timesteps, step + 1
+            group, news = step // (total // groups), None
+            if done % (total // groups) == 0:
                 pixels = pipe.decode_latents(tensors["latents"])[0] / 2 + 0.5
                 result = news = replace(result, views=[*result.views, *map(tensor_to_image, pixels)])
-            text = f"Group {group} of {groups}, step {done} of {steps}"
-            report(Progress(text, step + 1, pipe.num_timesteps, news))
+            first, last = GROUP * group + 1, min(GROUP * (group + 1), count)
+            which = f"view {first}" if first == last else f"views {first} to {last}"
+            left = (time.monotonic() - begin) / done * (total - done)
+            text = f"Generating {which} of {count}" + (f", about {left:.0f} s left" if left >= 2 else "")
+            report(Progress(text, done, total, news))
             return {}
 
         pipe(
@@ -227,26 +283,8 @@ def generate(
             callback_on_step_end=after_step,
         )
 
-    yield Progress(f"Looking at {len(plan.references)} reference photos")
-    yield from in_background(work, cancelled)
-    done = f"{len(result.views)} of {len(plan.targets)} views"
+    if not cancelled.is_set():
+        yield Progress(f"Looking at {len(plan.references)} reference photos")
+        yield from in_background(work, cancelled)
+    done = f"{len(result.views)} of {count} views"
     yield Progress(f"Stopped after {done}" if cancelled.is_set() else f"Done: {done}", 1, 1, result)
-
-
-def write_files(result: Result, folder: Path) -> list[Path]:
-    """Writes views as MP4, as GIF, and with their references as a capture folder in a zip.
-
-    Args:
-        result (`Result`): the views.
-        folder (`Path`): where the files go.
-    """
-    folder.mkdir(parents=True)
-    files = [write_video(folder / f"kaleido{suffix}", result.views, _FPS) for suffix in (".mp4", ".gif")]
-    references = result.plan.references
-    images = [tensor_to_image(result.capture.pixels[photo] / 255) for photo in references] + result.views
-    cameras = Cameras.cat([result.capture.cameras[references], result.plan.targets[: len(result.views)]])
-    generated = [False] * len(references) + [True] * len(result.views)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        write_capture(Path(scratch) / "kaleido", images, cameras, generated=generated)
-        files.append(Path(shutil.make_archive(str(folder / "kaleido"), "zip", scratch, "kaleido")))
-    return files

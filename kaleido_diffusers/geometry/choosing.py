@@ -8,7 +8,19 @@ from .cameras import Cameras, farthest_views, scene_frame, view_distances
 from .trajectories import looking_distances
 
 
-__all__ = ["choose_references", "coverage", "held_out_views", "reference_order", "sample_view_subset", "split_views"]
+__all__ = [
+    "INVENTED",
+    "choose_references",
+    "coverage",
+    "held_out_views",
+    "reference_order",
+    "sample_view_subset",
+    "seen_share",
+    "split_views",
+    "tour",
+]
+
+INVENTED = 0.5  # of a view that references see, below which most of it is the model's own
 
 _GRID = 6  # points along each side of a target's picture
 _DEPTHS = (0.5, 0.75, 1.0, 1.4, 2.0)  # of the distance that the cameras look at
@@ -96,6 +108,41 @@ def coverage(cameras: Cameras, targets: Cameras) -> torch.Tensor:
     points, own, sharpness = points.flatten(0, 1), own.flatten(0, 1), sharpness.flatten()
     chunks = [range(start, min(start + _CHUNK, len(cameras))) for start in range(0, len(cameras), _CHUNK)]
     return torch.cat([_seen(cameras[list(chunk)], points, own, sharpness) for chunk in chunks])
+
+
+def seen_share(cameras: Cameras, targets: Cameras) -> torch.Tensor:
+    """
+    How well the best of some cameras sees what each target sees: `[M]`, from 0 to 1, the mean of [`coverage`]. Below
+    `INVENTED`, a view is for the most part invented.
+
+    Args:
+        cameras (`Cameras` of shape `[V]`): of what is known.
+        targets (`Cameras` of shape `[M]`): of what is to be seen.
+    """
+    return torch.stack([coverage(cameras, targets[[view]]).amax(0).mean() for view in range(len(targets))])
+
+
+def tour(cameras: Cameras) -> list[int]:
+    """
+    An order of cameras in which each is near the one before, in place and direction: of the walks from any of them to
+    the nearest that is left, the shortest.
+
+    Args:
+        cameras (`Cameras` of shape `[V]`): to pass through.
+    """
+    poses = scene_frame(cameras.world_from_camera, len(cameras)).normalize(cameras.world_from_camera)
+    distances = view_distances(poses, poses)
+    walks = []
+    for start in range(len(cameras)):
+        walk, length = [start], 0.0
+        left = distances.clone()
+        while len(walk) < len(cameras):
+            left[:, walk[-1]] = torch.inf
+            nearest = int(left[walk[-1]].argmin())
+            length += float(distances[walk[-1], nearest])
+            walk.append(nearest)
+        walks.append((length, walk))
+    return min(walks)[1]
 
 
 def _seen(cameras: Cameras, points: torch.Tensor, own: torch.Tensor, sharpness: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from .cameras import Cameras, look_at
 __all__ = [
     "ABOUT_FOCUS",
     "PATHS",
+    "arc",
     "camera_path",
     "dolly",
     "dolly_zoom",
@@ -80,6 +81,7 @@ def orbit(
     elevation: float | None = None,
     radius: float | None = None,
     focus: torch.Tensor | None = None,
+    start: float = 0.0,
 ) -> Cameras:
     """A circle around the point that the cameras look at, starting at the first camera's side.
 
@@ -91,6 +93,8 @@ def orbit(
         radius (`float`, *optional*): distance to the focus point in world units; the capture's median when not given.
         focus (`torch.Tensor` of shape `[3]`, *optional*): centre of the circle; what the cameras look at when not
             given, which cameras in one place do not tell.
+        start (`float`): degrees from the first camera's side at which it begins, positive to the right as seen from
+            the focus point.
     """
     _check_path(cameras, num_views)
     focus, up = _focus(cameras, focus), up_direction(cameras)
@@ -105,16 +109,45 @@ def orbit(
         raise ValueError(f"`radius` must be positive, got {radius}.")
     if not -89 <= elevation <= 89:
         raise ValueError(f"`elevation` must lie between -89 and 89 degrees, got {elevation}.")
-    start = offsets[0] - (offsets[0] @ up) * up
-    if start.norm() < 1e-6 * radius:
-        start = cameras.world_from_camera[0, :3, 0]
-    start = F.normalize(start - (start @ up) * up, dim=0)
-    side = torch.linalg.cross(up, start)
-    angles = _turn(degrees, num_views, focus)
-    horizontal = torch.cos(angles)[:, None] * start + torch.sin(angles)[:, None] * side
+    ahead, side = _compass(cameras, offsets, up)
+    angles = math.radians(start) + _turn(degrees, num_views, focus)
+    horizontal = torch.cos(angles)[:, None] * ahead + torch.sin(angles)[:, None] * side
     tilt = math.radians(elevation)
     centers = focus + radius * (math.cos(tilt) * horizontal + math.sin(tilt) * up)
     return _like(cameras[0], look_at(centers, focus, up))
+
+
+def arc(cameras: Cameras, num_views: int = 80, focus: torch.Tensor | None = None) -> Cameras:
+    """The part of an [`orbit`] along which the photos were taken: all of it but the widest gap between neighbours, and
+    a full circle where no gap is wider than 45 degrees. At least 20 degrees, to both sides of the photos.
+
+    Args:
+        cameras (`Cameras` of shape `[V]`): the capture.
+        num_views (`int`): views on the path.
+        focus (`torch.Tensor` of shape `[3]`, *optional*): as in [`orbit`].
+    """
+    _check_path(cameras, num_views)
+    focus, up = _focus(cameras, focus), up_direction(cameras)
+    offsets = cameras.centers - focus
+    ahead, side = _compass(cameras, offsets, up)
+    angles = torch.rad2deg(torch.atan2(offsets @ side, offsets @ ahead)).sort().values
+    gaps = torch.cat([angles[1:], angles[:1] + 360]) - angles
+    widest = int(gaps.argmax())
+    if gaps[widest] <= _SMALL_GAP:
+        return orbit(cameras, num_views, focus=focus)
+    span, start = 360 - float(gaps[widest]), float(angles[(widest + 1) % len(angles)])
+    more = max(0.0, _LEAST_ARC - span)
+    return orbit(cameras, num_views, degrees=span + more, focus=focus, start=start - more / 2)
+
+
+def _compass(cameras: Cameras, offsets: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two level directions `[3]`: to the first camera's side, and at right angles to it. `offsets` `[V, 3]` are the
+    cameras' from the focus point."""
+    ahead = offsets[0] - (offsets[0] @ up) * up
+    if ahead.norm() < 1e-6 * offsets.norm(dim=-1).median():
+        ahead = cameras.world_from_camera[0, :3, 0]
+    ahead = F.normalize(ahead - (ahead @ up) * up, dim=0)
+    return ahead, torch.linalg.cross(up, ahead)
 
 
 def spiral(
@@ -277,6 +310,7 @@ def keyframes(cameras: Cameras, num_views: int = 80, closed: bool = False) -> Ca
 
 
 PATHS: dict[str, Callable[..., Cameras]] = {  # all are called as path(cameras, num_views=...)
+    "arc": arc,
     "orbit": orbit,
     "spiral": spiral,
     "dolly": dolly,
@@ -286,8 +320,9 @@ PATHS: dict[str, Callable[..., Cameras]] = {  # all are called as path(cameras, 
     "lemniscate": lemniscate,
     "keyframes": keyframes,
 }
-ABOUT_FOCUS = ("orbit", "spiral", "dolly", "dolly-zoom", "lemniscate")  # those that take `focus`
+ABOUT_FOCUS = ("arc", "orbit", "spiral", "dolly", "dolly-zoom", "lemniscate")  # those that take `focus`
 
+_SMALL_GAP, _LEAST_ARC = 45.0, 20.0  # degrees
 _LENS = ((0, 0), (1, 1), (0, 1), (0, 2), (1, 2))
 
 

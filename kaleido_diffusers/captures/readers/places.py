@@ -25,7 +25,7 @@ __all__ = [
     "warn_of_unused_masks",
 ]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif")
 
 _CACHED_REPOSITORY = re.compile(r"(datasets|models|spaces)--.+")
 
