@@ -683,8 +683,9 @@ def visit(server, number: int) -> tuple[int, dict, np.ndarray]:
     client = Client(server.url, verbose=False, download_files=server.log.parent / "downloads")
     client.predict("sample", api_name="/sample")
     job = client.submit(*wish_of(number), api_name="/generate")
-    *_, packed, _advice = job.result()
+    job.result()
     said = [str(update[0]) for update in job.outputs()]
+    *_, packed = client.predict(1, 1, api_name="/save")
     waited = sum("before you, about" in text for text in said)
     client.close()
     with zipfile.ZipFile(packed["value"] if isinstance(packed, dict) else packed) as archive:

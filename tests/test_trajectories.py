@@ -11,6 +11,7 @@ from conftest import make_cameras, random_poses
 from kaleido_diffusers import Cameras, trajectories
 from kaleido_diffusers.cli.settings import RenderSettings
 from kaleido_diffusers.geometry.cameras import look_at
+from kaleido_diffusers.geometry.choosing import INVENTED, seen_share, tour
 from kaleido_diffusers.geometry.trajectories import ABOUT_FOCUS, PATHS, _so3_exp, _so3_log
 
 
@@ -45,6 +46,35 @@ def test_orbit():
         trajectories.orbit(ring(), 4, radius=-1.0)
     with pytest.raises(ValueError, match="num_views"):
         trajectories.orbit(ring(), 0)
+
+
+def test_an_arc_flies_where_the_photos_are():
+    def azimuths(path: Cameras) -> list[float]:
+        x, y, _ = (path.centers - trajectories.focus_point(path)).unbind(-1)
+        return torch.rad2deg(torch.atan2(y, x)).tolist()
+
+    ring_of_36 = ring(36)
+    part = ring_of_36[[7, 2, 10, 3, 6, 4, 5, 8, 9]]  # from 20 to 100 degrees, in no order
+    assert azimuths(trajectories.arc(part, 5)) == pytest.approx([20, 40, 60, 80, 100], abs=1)
+    across = ring_of_36[[34, 35, 0, 1, 2, 3]]  # over the seam of the angles
+    assert azimuths(trajectories.arc(across, 3)) == pytest.approx([-20, 5, 30], abs=1)
+    near = trajectories.arc(ring_of_36[[4, 5]], 3, focus=torch.tensor([0.0, 0.0, 0.2]))
+    assert azimuths(near)[1] == pytest.approx(45, abs=1) and len(near) == 3
+    spread = near.centers[0] - near.centers[2]
+    assert float(spread.norm()) == pytest.approx(2 * 3 * math.sin(math.radians(10)), rel=1e-3), "20 degrees at least"
+    torch.testing.assert_close(trajectories.arc(ring(), 8).centers, trajectories.orbit(ring(), 8).centers)
+
+
+def test_a_tour_goes_from_neighbour_to_neighbour():
+    walk = tour(ring(36)[[9, 1, 5, 3, 7]])
+    assert walk in ([1, 3, 2, 4, 0], [0, 4, 2, 3, 1])
+    assert tour(ring()[:1]) == [0]
+
+
+def test_what_is_seen_falls_with_the_angle():
+    cameras = ring(36)
+    shares = seen_share(cameras[[0, 9]], cameras[[0, 2, 18]]).tolist()
+    assert shares[0] == pytest.approx(1.0) and shares[0] > shares[1] > INVENTED > 0.3 > shares[2]
 
 
 def test_spiral_starts_at_the_first_camera_and_looks_at_the_focus():

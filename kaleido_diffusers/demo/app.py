@@ -64,7 +64,8 @@ class DemoApp:
         self._folder = folder
         self._turns = Turns(self.limits.waiting)
         self._pace, self._pose_pace = _PACE, _POSE_PACE
-        self._samples: dict[str, Capture] = {}
+        self._samples: dict[str, tuple[Capture, Result | None]] = {}
+        self._films: dict[int, tuple[Result, Path]] = {}  # of the results of samples, by their id
         self.pipeline = load(checkpoint)
         self.pipeline.set_progress_bar_config(disable=True)
 
@@ -104,8 +105,8 @@ class DemoApp:
         """
         self.sessions[key].cancelled.set()
 
-    def sample(self, name: str) -> Capture:
-        """A capture that ships.
+    def sample(self, name: str) -> tuple[Capture, Result | None]:
+        """A capture that ships, with views that were generated before where there are some.
 
         Args:
             name (`str`): one of `SAMPLES`; raises `ValueError` for others.
@@ -113,7 +114,9 @@ class DemoApp:
         if name not in SAMPLES:
             raise ValueError(f"There is no example called {name!r}: choose one of {', '.join(SAMPLES)}.")
         if name not in self._samples:
-            self._samples[name] = load_sample(name, self.side)
+            capture = load_sample(name, self.side)
+            result = example_result(name, capture, self.limits) if self.is_bundled else None
+            self._samples[name] = capture, result
         return self._samples[name]
 
     def load_sample(self, key: str, name: str = "skull") -> Capture:
@@ -123,10 +126,10 @@ class DemoApp:
             key (`str`): names the visitor.
             name (`str`, defaults to `"skull"`): one of `SAMPLES`.
         """
-        session, capture = self.sessions[key], self.sample(name)
-        session.capture, session.picked = capture, ()
-        session.result = example_result(name, capture, self.limits) if self.is_bundled else None
-        return capture
+        session = self.sessions[key]
+        session.capture, session.result = self.sample(name)
+        session.picked = ()
+        return session.capture
 
     def load_files(self, key: str, files: Sequence[str]) -> Iterator[Progress]:
         """What a visitor uploaded, as [`load_uploads`] does it. What was loaded before is gone.
@@ -270,7 +273,14 @@ class DemoApp:
             folder (`Path`): where it goes.
         """
         result = self.sessions[key].result
-        return write_film(result.views, folder / f"{secrets.token_hex(16)}.mp4") if result and result.views else None
+        if not result or not result.views:
+            return None
+        _, file = self._films.get(id(result), (None, None))
+        if file is None or not file.exists():  # files go after some time
+            file = write_film(result.views, folder / f"{secrets.token_hex(16)}.mp4")
+        if any(result is kept for _, kept in self._samples.values()):
+            self._films[id(result)] = result, file
+        return file
 
     def files(self, key: str, folder: Path, factor: int = 1, view: int = 1) -> list[Path]:
         """The views of a visitor as files in `folder`, under a name that cannot be guessed; none without views.

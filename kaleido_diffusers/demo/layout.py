@@ -27,7 +27,7 @@ class Layout:
 
     def __init__(self, app: DemoApp):
         self.app = app
-        gr.HTML(HEADER.format(expectation=app.expectation()))
+        gr.HTML(HEADER.format(expectation=app.expectation()), elem_id="header")
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=4, min_width=300):
                 self._photos()
@@ -40,13 +40,14 @@ class Layout:
 
     def _photos(self) -> None:
         gr.Markdown("## 1. Photos")
+        gr.Markdown("An example, or your own: photos of one scene, a video, or a zip of a capture.", elem_id="give")
         with gr.Row(elem_id="examples"):
             self.samples = {
                 name: gr.Button(label, size="sm", min_width=100, elem_id=f"example-{name}")
                 for name, label in SAMPLES.items()
             }
         self.files = gr.File(
-            label="Your photos, a video, or a zip of a capture",
+            show_label=False,
             file_count="multiple",
             file_types=list(UPLOADED),
             height=96,
@@ -101,7 +102,7 @@ class Layout:
         with gr.Tabs(selected=FILM, elem_id="result") as self.tabs:
             with gr.Tab("Film", id=FILM):
                 self.film = gr.HTML(elem_id="film")
-                speeds = [("half speed", 0.5), ("speed", 1.0), ("twice", 2.0)]
+                speeds = [("half speed", 0.5), ("normal", 1.0), ("twice", 2.0)]
                 self.speed = gr.Radio(
                     speeds, value=1.0, label="Speed", show_label=False, container=False, visible=False, elem_id="speed"
                 )
@@ -119,14 +120,22 @@ class Layout:
                 )
             with gr.Tab("Compare", id=COMPARE):
                 self._comparison()
-            with gr.Tab("Save", id=SAVE):
+            with gr.Tab("Save", id=SAVE) as self.save_tab:
                 self._saving()
             with gr.Tab("Cameras", id=SPACE):
                 self.caption = gr.Markdown("The cameras of the photos will stand here.", elem_id="caption")
-                self.space = gr.Plot(show_label=False, elem_id="space")
-                self.live = gr.Image(
-                    label="The view from there", visible=False, interactive=False, buttons=[], elem_id="live"
-                )
+                with gr.Row():
+                    self.space = gr.Plot(show_label=False, elem_id="space", scale=3, min_width=300)
+                    self.live = gr.Image(
+                        label="The view from there",
+                        visible=False,
+                        interactive=False,
+                        buttons=[],
+                        scale=2,
+                        min_width=240,
+                        height=380,
+                        elem_id="live",
+                    )
         self.advice = gr.HTML(elem_id="advice")
 
     def _comparison(self) -> None:

@@ -138,6 +138,7 @@ class _Page(Layout):
             trigger_mode="always_last",
             api_name="preview",
         ).success(self.follow, self.wish, self.live, trigger_mode="always_last", **_WORK, **_UNLISTED)
+        self.path.input(lambda: gr.Tabs(selected=SPACE), None, self.tabs, **_QUIET, **_UNLISTED)
         self.photos.select(self.pick, None, None, **_QUIET, **_UNLISTED).success(self.preview, **preview)
         self.eye.input(self.drag, self.eye, [self.azimuth, self.elevation], **_QUIET, **_UNLISTED)
         outputs = [*begun, *self.shown, self.advice]
@@ -158,8 +159,10 @@ class _Page(Layout):
             **_UNLISTED,
         )
         self.gallery.select(self.choose, None, self.view, **_QUIET, **_UNLISTED)
-        self.size.change(self.save, [self.size, self.view], self.downloads, **_QUIET, **_UNLISTED)
-        self.view.change(self.save, [self.size, self.view], self.downloads, **_QUIET, **_UNLISTED)
+        save = {"inputs": [self.size, self.view], "outputs": self.downloads, **_QUIET}
+        gr.on(
+            [self.save_tab.select, self.size.change], self.unsaved, None, self.downloads, queue=False, **_UNLISTED
+        ).success(self.save, **save, api_name="save")
 
     # Visitors, and their photos
 
@@ -252,7 +255,7 @@ class _Page(Layout):
             self.pair: gr.ImageSlider(value=None, visible=False),
             self.against: gr.Radio([NEAREST], value=NEAREST, visible=False),
             self.sides: "",
-            **{button: gr.DownloadButton(interactive=False) for button in self.downloads},
+            **self.unsaved(),
         }
 
     def _idle(self, request: gr.Request) -> dict:
@@ -359,7 +362,6 @@ class _Page(Layout):
                 visible=has_truths,
             ),
             **self._compared(key, 1, has_truths),
-            **self._saves(key, 4, 1),
             self.advice: advice(result.plan, is_old=False),
         }
 
@@ -383,10 +385,11 @@ class _Page(Layout):
     def choose(self, event: gr.SelectData) -> int:
         return event.index + 1
 
-    def save(self, factor: int, view: int, request: gr.Request) -> dict:
-        return self._saves(_key(request), factor, view)
+    def unsaved(self) -> dict:
+        """Files that are being written cannot be fetched yet."""
+        return {button: gr.DownloadButton(interactive=False) for button in self.downloads}
 
-    def _saves(self, key: str, factor: int, view: int) -> dict:
-        files = self.app.files(key, _cache(), int(factor), view)
+    def save(self, factor: int, view: int, request: gr.Request) -> dict:
+        files = self.app.files(_key(request), _cache(), int(factor), view)
         buttons = zip(self.downloads, files)
         return {button: gr.DownloadButton(value=str(file), interactive=True) for button, file in buttons}

@@ -17,10 +17,12 @@ STYLE = """
 .gradio-container { max-width: min(1400px, 100vw) !important; margin: 0 auto; }
 .gradio-container .main, .gradio-container main, .gradio-container .column { min-width: 0; max-width: 100%; }
 .gradio-container main.app { padding-top: 0.6rem; }
-.gradio-container h1 { font-size: 1.4rem; margin: 0; }
+#header h1 { font-size: 1.4rem; margin: 0; }
+#header p { margin: 0.2rem 0 0; }
 .gradio-container h2 { font-size: 1.05rem; margin: 0; }
 #files .icon-wrap { display: none; }
-#pick p { font-size: 0.85rem; }
+#pick p, #give p { font-size: 0.85rem; }
+#photos .thumbnail-item { aspect-ratio: 1; height: auto; }
 #photos .grid-container { padding: 0; gap: 4px; grid-template-columns: repeat(auto-fill, minmax(52px, 1fr)); }
 #photos .caption-label { display: none; }
 #path .wrap { gap: 4px; }
@@ -53,7 +55,8 @@ STYLE = """
 #compare { max-width: 400px; margin: 0 auto; }
 @media (max-width: 700px) {
   .gradio-container main.app { padding: 0.4rem 0.8rem; }
-  .gradio-container h1 { font-size: 1.15rem; }
+  #header h1 { font-size: 1.1rem; }
+  #header p { font-size: 0.85rem; }
   #result .tab-container button { padding: 0 0.5rem; font-size: 0.85rem; }
   #left, #right { height: 190px !important; }
 }
@@ -90,10 +93,6 @@ function kaleidoNames() {
   const plot = document.querySelector("#space .js-plotly-plot");
   const said = document.querySelector("#caption .prose");
   if (plot && said) { plot.setAttribute("role", "img"); plot.setAttribute("aria-label", said.innerText); }
-  if (plot && plot.on && !plot.kaleido) {
-    plot.kaleido = true;
-    plot.on("plotly_relayout", kaleidoDragged);
-  }
   const handle = document.querySelector("#compare [data-testid=slider]");
   if (!handle || handle.tabIndex === 0) return;
   handle.tabIndex = 0;
@@ -109,12 +108,19 @@ function kaleidoNames() {
     move("mousedown", handle, x); move("mousemove", window, x + step); move("mouseup", window, x + step);
   });
 }
-function kaleidoDragged(change) {
-  const camera = change["scene.camera"], box = document.querySelector("#eye textarea, #eye input");
-  if (!camera || !box) return;
-  box.value = JSON.stringify(["x", "y", "z"].map(axis => camera.eye[axis] - camera.center[axis]));
-  box.dispatchEvent(new Event("input", {bubbles: true}));
+let kaleidoEye = "";
+function kaleidoDragged(event) {
+  const plot = document.querySelector("#space .js-plotly-plot");
+  if (!plot || !plot.contains(event.target)) return;
+  setTimeout(() => {  // by then plotly has noted where its camera is
+    const camera = plot.layout.scene.camera, box = document.querySelector("#eye textarea, #eye input");
+    const eye = JSON.stringify(["x", "y", "z"].map(axis => camera.eye[axis] - (camera.center || {})[axis] || 0));
+    if (!box || eye === kaleidoEye) return;
+    box.value = kaleidoEye = eye;
+    box.dispatchEvent(new Event("input", {bubbles: true}));
+  }, 100);
 }
+for (const end of ["mouseup", "touchend"]) document.addEventListener(end, kaleidoDragged, {capture: true});
 new MutationObserver(kaleidoNames).observe(document, {subtree: true, childList: true, characterData: true});
 </script>
 """
