@@ -91,9 +91,9 @@ class RenderSettings:
     """Photos given to the model, spread over the capture."""
     targets: str = "held-out"
     """Photos to render: `held-out` (the test split, or every 8th by name), numbers such as `3,7`, or `none`."""
-    trajectory: Literal["none", "orbit", "spiral", "dolly", "dolly-zoom", "pan", "tilt", "lemniscate", "keyframes"] = (
-        "none"
-    )
+    trajectory: Literal[
+        "none", "arc", "orbit", "spiral", "dolly", "dolly-zoom", "pan", "tilt", "lemniscate", "keyframes"
+    ] = "none"
     """Camera path of a fly-through."""
     views: int = 48
     """Views of the fly-through."""

@@ -18,12 +18,26 @@ FILM, VIEWS, COMPARE, SAVE, SPACE = "film", "views", "compare", "save", "space"
 
 
 def path_choices(paths: list[str]) -> list[tuple[str, str]]:
-    """Paths, each with what to call it."""
+    """What to call paths, and the paths.
+
+    Args:
+        paths (`list[str]`): of [`PATHS`].
+    """
     return [(LABELS[path], path) for path in paths]
 
 
+def _free_slider(name: str, label: str, step: float) -> gr.Slider:
+    low, high = FREE_BOUNDS[name]
+    return gr.Slider(low, high, getattr(Wish(), name), step=step, label=label, elem_id=name)
+
+
 class Layout:
-    """The controls: photos and path in one column; the button, what is being done, and the result in another."""
+    """
+    The controls: photos and path in one column; the button, what is being done, and the result in another.
+
+    Args:
+        app (`DemoApp`): what they ask.
+    """
 
     def __init__(self, app: DemoApp):
         self.app = app
@@ -76,12 +90,10 @@ class Layout:
         )
         with gr.Group(visible=False) as self.free:
             gr.Markdown("Drag the picture of the cameras, or set the camera here.", elem_id="drag")
-            self.azimuth = gr.Slider(
-                *FREE_BOUNDS["azimuth"], like.azimuth, step=1, label="Around (degrees)", elem_id="azimuth"
-            )
-            self.elevation = gr.Slider(*FREE_BOUNDS["elevation"], like.elevation, step=1, label="Up (degrees)")
-            self.distance = gr.Slider(*FREE_BOUNDS["distance"], like.distance, step=0.05, label="Distance (photos: 1)")
-            self.zoom = gr.Slider(*FREE_BOUNDS["zoom"], like.zoom, step=0.05, label="Zoom (first photo: 1)")
+            self.azimuth = _free_slider("azimuth", "Around (degrees)", 1)
+            self.elevation = _free_slider("elevation", "Up (degrees)", 1)
+            self.distance = _free_slider("distance", "Distance (photos: 1)", 0.05)
+            self.zoom = _free_slider("zoom", "Zoom (first photo: 1)", 0.05)
         with gr.Accordion("More settings", open=False):
             most = limits.references
             self.references = gr.Slider(
