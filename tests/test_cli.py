@@ -4,6 +4,9 @@ import importlib
 import json
 import os
 import re
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -18,6 +21,7 @@ from tqdm import tqdm
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, cli, load_scene, sample_capture
 from kaleido_diffusers.bundled import BUNDLED
 from kaleido_diffusers.cli import main
+from kaleido_diffusers.cli.cost import rendering_cost
 from kaleido_diffusers.cli.errors import run_verb
 from kaleido_diffusers.cli.info import working_attention_backends
 from kaleido_diffusers.cli.loading import load_pipeline
@@ -56,10 +60,21 @@ def test_render_writes_what_it_names(checkpoint, tmp_path, capsys):
         ("render /nowhere", "/nowhere: no such capture"),
         ("render sample --targets 40", "numbers from 0 to 39"),
         ("render sample --targets few", "`held-out`, `none`, or numbers"),
-        ("render sample --references 0", "between 1 and 35"),
+        ("render sample --references 0", "--references must be at least 1, got 0"),
+        ("render sample --references 36", "between 1 and 35"),
         ("render sample --checkpoint /nowhere", "/nowhere"),
         ("render sample --targets none", "nothing to render"),
-        ("render photo.jpg", "nothing to render"),
+        ("render photo.jpg", "photo.jpg: no such image"),
+        ("render sample --height 0", "--height must be at least 8, got 0"),
+        ("render sample --steps 0", "--steps must be at least 1, got 0"),
+        ("render sample --trajectory arc --views 0", "--views must be at least 1, got 0"),
+        ("render sample --checkpoint kaleido-tini", "'kaleido-tini': there is no such folder, and no checkpoint that"),
+        ("render sample --checkpoint kaleido-tini", "Did you mean kaleido-tiny?"),
+        ("render sample --lora /nowhere", "--lora '/nowhere': there is no such folder"),
+        (
+            "render sample --trajectory orbit --views 1000000 --steps 1000",
+            "1,000,005 views of 16 x 16 pixels take about",
+        ),
         ("render photo.jpg --trajectory orbit", "photo.jpg: no such image"),
         ("render sample --export colmap", "pass --trajectory"),
         ("render sample --split 3", "no split '3'; it has none"),
@@ -96,11 +111,92 @@ def test_a_flight_is_a_capture_too(export, checkpoint, tmp_path):
 
 def test_a_single_photo_is_flown_around(checkpoint, tmp_path, capsys):
     photo = f"{sample_capture()}/images/0003.jpg"
-    arguments = f"render {photo} --checkpoint {checkpoint} --trajectory orbit --steps 1 --views 4 --output {tmp_path}"
-    assert cli.main(arguments.split()) == 1
-    assert "the field of view is not known" in capsys.readouterr().err
-    assert cli.main([*arguments.split(), "--fov", "60"]) == 0
-    assert (tmp_path / "0003_orbit.mp4").is_file()
+    arguments = f"render {photo} --checkpoint {checkpoint} --steps 1 --views 4 --output {tmp_path}"
+    assert cli.main(arguments.split()) == 0
+    captured = capsys.readouterr()
+    assert "the field of view is not known" in captured.err and "60 degrees are assumed" in captured.err
+    assert (tmp_path / "0003_arc.mp4").is_file() and f"next: kaleido demo --checkpoint {checkpoint}\n" in captured.out
+    assert cli.main([*arguments.split(), "--fov", "60", "--trajectory", "orbit"]) == 0
+    captured = capsys.readouterr()
+    assert (tmp_path / "0003_orbit.mp4").is_file() and "assumed" not in captured.err
+    assert "views look where hardly a reference does" in captured.out
+
+
+def test_a_new_run_leaves_no_old_views(checkpoint, tmp_path, capsys):
+    arguments = f"render sample --checkpoint {checkpoint} --references 2 --steps 1 --output {tmp_path}"
+    for targets, names in (("1,2", ["0001.png", "0002.png"]), ("3", ["0003.png"])):
+        assert cli.main([*arguments.split(), "--targets", targets]) == 0
+        assert sorted(path.name for path in (tmp_path / "sample_views").iterdir()) == names
+    said = capsys.readouterr()
+    follows = f"next: kaleido render sample --targets none --trajectory keyframes --checkpoint {checkpoint}"
+    assert said.out.splitlines()[-1] == follows
+    assert re.search(r"1\.0/1 views \[\d+:\d+, \d+:\d+ left\]", said.err), "the bar counts views"
+
+
+def test_the_version_and_options_of_the_same_verb(capsys):
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"kaleido \d+\.\d+\.\S+\n", capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        cli.main(["render", "sample", "--step", "3"])
+    said = capsys.readouterr()
+    said = said.err + said.out
+    assert "--steps" in said and "train" not in said and "evaluate" not in said
+
+
+def test_a_busy_port_is_told_before_anything_is_loaded(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["demo", "--port", str(port), "--checkpoint", "never/looked-for"]) == 1
+    said = capsys.readouterr().err
+    assert f"--port {port} cannot be used on 127.0.0.1" in said and f"such as --port {port + 1}" in said
+
+
+def test_what_a_run_will_take_grows_with_what_is_asked(checkpoint):
+    pipe = load_pipeline(checkpoint, "cpu")
+    small, large = (rendering_cost(pipe, 6, 100, side, side, 10) for side in (16, 64))
+    assert small.seconds == 0 and large.memory > 10 * small.memory
+    long, longer = (rendering_cost(pipe, 6, views, 512, 512, 10) for views in (10_000, 100_000))
+    assert 20 < longer.seconds / long.seconds < 500 and "hours" in str(longer), "views attend to all before them"
+
+
+def test_ctrl_c_ends_poses_at_once(tmp_path):
+    pytest.importorskip("pycolmap")
+    command = [sys.executable, "-m", "kaleido_diffusers.cli", "poses", f"{sample_capture()}/images"]
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "out")], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    said = ""
+    while "finding features" not in said:  # COLMAP computes
+        said += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(60) == 130 and f"stopped. The same command goes on with what {tmp_path / 'out'} holds." in rest
+    assert "placing photos" not in rest
+
+
+def test_from_photos_to_a_film_by_the_commands_that_are_printed(tmp_path, capsys, monkeypatch):
+    """`poses`, then what each prints as the next, with few steps."""
+    pytest.importorskip("pycolmap")
+    monkeypatch.chdir(tmp_path)
+    photos = tmp_path / "photos"
+    shutil.copytree(Path(sample_capture("skull")) / "images", photos)
+    first = ["poses", "photos"]
+    quick = {
+        "lora": "--steps 1 --denoising-steps 1 --scored-references 1 --validation-photos 0 --rank 2 --batch 1 --views 3"
+    }
+    quick["render"] = "--steps 1 --views 2"
+    ran = []
+    while len(ran) < 4:
+        options = quick.get(first[0], "").split()
+        assert cli.main([*first, *options]) == 0, capsys.readouterr().err
+        ran.append(first[0])
+        said = capsys.readouterr().out
+        first = said.splitlines()[-1].removeprefix("next: kaleido ").split()
+    assert ran == ["poses", "lora", "render", "render"]
+    assert first == ["view", "photos-capture", "--checkpoint", "runs/photos-capture/adapter"]
+    assert (tmp_path / "renders" / "photos-capture_keyframes.mp4").is_file()
 
 
 def test_render_the_fox(fox, checkpoint, tmp_path, capsys):
@@ -297,6 +393,12 @@ def test_what_lora_makes_goes_where_checkpoints_go(tmp_path):
     assert pipe.get_active_adapters() == ["default_0"]
     arguments = f"render skull --checkpoint {tmp_path / 'adapter'} --targets 3 --steps 1 --output {tmp_path / 'out'}"
     assert cli.main(arguments.split()) == 0
+    added = load_pipeline("bundled", "cpu", lora=str(tmp_path / "adapter"))
+    assert added.get_active_adapters() == ["added"]
+    assert load_pipeline(str(tmp_path / "adapter"), "cpu", lora=str(tmp_path / "adapter")).get_active_adapters() == [
+        "default_0",
+        "added",
+    ]
     save_adapter(tmp_path / "lost", base.transformer, replace(info, base_name="gone"))
     with pytest.raises(ValueError, match="its base 'gone' neither ships nor lies here"):
         load_pipeline(str(tmp_path / "lost"), "cpu")

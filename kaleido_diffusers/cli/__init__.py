@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from .._version import __version__
 from .errors import Verb, plain, run_verb
 from .settings import (
     ConvertSettings,
@@ -55,9 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words  # of every verb, and no setting of any
     words = [word for word in words if word != "--debug"]
-    settings = tyro.extras.subcommand_cli_from_dict(
-        VERBS, prog="kaleido", description="Posed photos in, new views out.", args=words
-    )
+    if words == ["--version"]:
+        print(f"kaleido {__version__}")
+        return 0
+    if words and words[0] in VERBS:  # alone, so that what is suggested for a mistake is an option of the same verb
+        settings = tyro.cli(VERBS[words[0]], prog=f"kaleido {words[0]}", args=words[1:])
+    else:
+        settings = tyro.extras.subcommand_cli_from_dict(
+            VERBS, prog="kaleido", description="Posed photos in, new views out.", args=words
+        )
     return run_verb(lambda: _verb(settings).run(), debug)
 
 

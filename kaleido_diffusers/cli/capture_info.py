@@ -10,6 +10,7 @@ from ..captures.images import CaptureError
 from ..captures.pictures import camera_picture, camera_scene_html
 from ..captures.scene import Scene
 from ..captures.summary import capture_summary
+from .loading import say_next
 from .settings import CaptureOptions
 
 
@@ -45,6 +46,7 @@ def describe_capture(capture: str, options: CaptureOptions, output: Path) -> Non
             print(f"wrote {draw(path)}")
         except ImportError as error:
             print(f"{path} was not drawn. {error}")
+    say_next("render", capture)
 
 
 def _photos(scene: Scene) -> Iterator[PIL.Image.Image | None]:

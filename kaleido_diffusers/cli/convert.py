@@ -20,6 +20,7 @@ from ..loaders.writing import write_safetensors
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
+from .loading import say_next
 from .settings import ConvertSettings
 
 
@@ -45,6 +46,7 @@ class Convert(ConvertSettings):
         if (Path(source) / "vae").is_dir() and self.output.is_file():
             print("  the VAE of the pipeline stays behind: a single file holds the transformer alone")
         print(f"wrote {self.output}")
+        say_next("info", self.output)
 
     def _pipeline(self, checkpoint: Checkpoint) -> KaleidoViewSynthesisPipeline:
         """The pipeline of a checkpoint, without a VAE; says what is known and what is assumed."""

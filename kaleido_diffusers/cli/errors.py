@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..files import DiskFullError
 
 
-__all__ = ["Verb", "plain", "run_verb"]
+__all__ = ["INTERRUPTED", "Verb", "plain", "run_verb"]
 
 INTERRUPTED = 130  # what shells say of a program that Ctrl-C has ended: 128 and the number of the signal
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]")

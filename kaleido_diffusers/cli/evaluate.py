@@ -15,7 +15,7 @@ from ..evaluation.protocol import EvaluationResult, capture_case, evaluate, synt
 from ..evaluation.report import contact_sheet, markdown_table, plot_scores
 from ..files import write_text
 from .evaluate_protocol import list_protocols, merge, run_protocol
-from .loading import load_pipeline
+from .loading import load_pipeline, say_next
 from .settings import EvaluateSettings
 
 
@@ -39,7 +39,7 @@ class Evaluate(EvaluateSettings):
         self._run_own(self.references or (1, 2, 3, 6, 12))
 
     def _run_own(self, references: tuple[int, ...]) -> None:
-        pipe = None if self.checkpoint == "none" else load_pipeline(self.checkpoint, self.device)
+        pipe = None if self.checkpoint == "none" else load_pipeline(self.checkpoint, self.device, lora=self.lora)
         size = self.size or (64 if pipe is None else pipe.default_sample_size)
         most = max(references)
         if self.data in ("test", "validation"):
@@ -91,6 +91,8 @@ class Evaluate(EvaluateSettings):
             written.append(self._sheet(result))
         for path in written:
             print(f"wrote {path}")
+        if self.data not in ("test", "validation"):
+            say_next("lora", self.data)
 
     def _sheet(self, result: EvaluationResult) -> Path:
         """One target of each pictured scene, in columns."""

@@ -1,5 +1,8 @@
 """What several verbs share."""
 
+import difflib
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,14 +10,42 @@ from pathlib import Path
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
-from ..bundled import resolve_checkpoint
+from ..bundled import BUNDLED, resolve_checkpoint
 from ..loaders.adapter_files import read_adapter_info
 from ..models.precision import fast_dtype
 from ..pipelines.hub import explain_hub_error
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 
 
-__all__ = ["load_pipeline", "loading_of", "where_it_runs"]
+__all__ = ["check_at_least", "load_pipeline", "loading_of", "say_next", "where_it_runs"]
+
+
+def check_at_least(settings: object, **least: int) -> None:
+    """Raises `ValueError` that names the option of a setting that is too small; `None` is none.
+
+    Args:
+        settings (`object`): of a verb.
+        least (`int`): by the names of settings, their smallest values.
+    """
+    for name, low in least.items():
+        value = getattr(settings, name)
+        if value is not None and value < low:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {value}.")
+
+
+def say_next(*words: str | Path | None, **options: str | Path | None) -> None:
+    """Prints the very next command.
+
+    Args:
+        words (`str` or `Path`): after `kaleido`.
+        options (`str` or `Path`): by their names; `None`, and `bundled` where it is what a verb does anyway, are left
+            out.
+    """
+    command = ["kaleido", *map(str, words)]
+    for name, value in options.items():
+        if value is not None and value != "bundled":
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    print(f"next: {shlex.join(command)}")
 
 
 @contextmanager
@@ -27,7 +58,10 @@ def loading_of(checkpoint: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(explain_hub_error(error, checkpoint) or str(error)) from error
+        told = explain_hub_error(error, checkpoint)
+        if told and "connection" in told and not Path(checkpoint).exists():
+            told = f"No folder here is called {checkpoint}, so the Hub was asked. {told}"
+        raise OSError(told or str(error)) from error
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # JSON of any shape, headers of any length: their readers raise whatever they meet
@@ -36,7 +70,9 @@ def loading_of(checkpoint: str) -> Iterator[None]:
         raise ValueError(f"{checkpoint} cannot be loaded. {kind}{' '.join(lines)[:500]}") from error
 
 
-def load_pipeline(checkpoint: str, device: str = "auto", dtype: str = "float32") -> KaleidoViewSynthesisPipeline:
+def load_pipeline(
+    checkpoint: str, device: str = "auto", dtype: str = "float32", lora: str | None = None
+) -> KaleidoViewSynthesisPipeline:
     """A pipeline on its device; of an adapter, its base with the adapter attached.
 
     Args:
@@ -45,17 +81,25 @@ def load_pipeline(checkpoint: str, device: str = "auto", dtype: str = "float32")
         device (`str`, defaults to `"auto"`): `cpu`, `cuda`, `mps`, or the best there is. One that is not
             there raises `ValueError`.
         dtype (`str`, defaults to `"float32"`): precision of the weights; `auto` is [`fast_dtype`] of the device.
+        lora (`str`, *optional*): folder or Hub id of an adapter to add.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     precision = fast_dtype(device.split(":")[0]) if dtype == "auto" else getattr(torch, dtype)
     folder, adapter = resolve_checkpoint(checkpoint), None
+    _check_name("--checkpoint", folder)
+    if lora is not None:
+        _check_name("--lora", lora)
     if (Path(folder) / LORA_WEIGHT_NAME_SAFE).is_file():
         adapter, folder = folder, _base_of(folder)
     with loading_of(checkpoint):
         pipe = KaleidoViewSynthesisPipeline.from_pretrained(folder, dtype=precision)
         if adapter is not None:
             pipe.load_lora_weights(adapter)
+    if lora is not None:
+        with loading_of(lora):
+            pipe.load_lora_weights(lora, adapter_name="added")
+            pipe.set_adapters([*(["default_0"] if adapter is not None else []), "added"])
     try:
         return pipe.to(device)
     except (RuntimeError, AssertionError) as error:  # torch raises either
@@ -69,6 +113,18 @@ def where_it_runs(pipe: KaleidoViewSynthesisPipeline) -> str:
         pipe ([`KaleidoViewSynthesisPipeline`]): as loaded.
     """
     return f"{str(pipe.dtype).removeprefix('torch.')} on {pipe.device}"
+
+
+def _check_name(option: str, name: str) -> None:
+    """Refuses what is neither a folder here nor can be a Hub id, before anybody is asked for it."""
+    if Path(name).exists() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        return
+    near = difflib.get_close_matches(name, BUNDLED, 1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    raise ValueError(
+        f"{option} {name!r}: there is no such folder, and no checkpoint that ships is called so"
+        f" ({', '.join(BUNDLED)}).{meant} A Hub id is written NAME/REPOSITORY."
+    )
 
 
 def _base_of(adapter: str) -> str:

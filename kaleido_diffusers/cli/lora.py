@@ -18,6 +18,7 @@ from ..pipelines.hub import write_card
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..training.loop import Trainer
 from ..worlds.sources import capture_views
+from .loading import say_next
 from .settings import LoraSettings
 
 
@@ -30,7 +31,8 @@ class Lora(LoraSettings):
     def run(self) -> None:
         base = resolve_checkpoint(self.checkpoint)
         capture = resolve_capture(self.capture)
-        config = self.recipe.settings(capture, self.output, Path(base))
+        output = self.output or Path("runs") / Path(capture).absolute().name
+        config = self.recipe.settings(capture, output, Path(base))
         trainer = Trainer(config)
         folder = trainer.train()
         if not trainer.is_main:
@@ -54,7 +56,7 @@ class Lora(LoraSettings):
             write_card(folder)
         for path in (folder, config.output / "log.jsonl"):
             print(f"wrote {path}")
-        print(f"next: kaleido render {self.capture} --checkpoint {folder}")
+        say_next("render", self.capture, checkpoint=folder)
 
     def _scores(
         self, base: str, tuned: KaleidoViewSynthesisPipeline, capture: str, size: int

@@ -3,30 +3,38 @@
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import PIL.Image
 import torch
 from accelerate import PartialState
+from tqdm.auto import tqdm
 
 from ..captures.export import write_capture, write_colmap, write_video
 from ..captures.images import fit_cameras, save_image, tensor_to_image
-from ..captures.readers.single_photo import is_photo, photo_scene
+from ..captures.readers.single_photo import UnknownLensError, is_photo, photo_scene
 from ..captures.scene import Scene
 from ..evaluation.baselines import nearest_reference
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
+from ..files import folder_written_whole
 from ..geometry.cameras import Cameras
-from ..geometry.choosing import choose_references
+from ..geometry.choosing import INVENTED, choose_references, seen_share, tour
 from ..geometry.trajectories import camera_path
+from ..pipelines.inputs import DEFAULT_FOV
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
-from .loading import load_pipeline, where_it_runs
+from .cost import rendering_cost
+from .loading import check_at_least, load_pipeline, say_next, where_it_runs
 from .settings import RenderSettings
 
 
 __all__ = ["Render"]
+
+_REFERENCES = 6  # given to the model, where there are as many
+_LONG_SECONDS = 3600  # above which a run is begun with --yes alone
 
 
 class _Groups:
@@ -60,17 +68,41 @@ def _interrupts_after_a_group() -> Iterator[_Groups]:
         signal.signal(signal.SIGINT, before)
 
 
+class _ViewBar:
+    """A bar that counts views, also while they are at work, and shows the time that is left."""
+
+    def __init__(self, views: int, after_step: Callable | None = None):
+        form = "{l_bar}{bar}| {n:.1f}/{total_fmt} views [{elapsed}, {remaining} left]"
+        hidden = not PartialState().is_main_process
+        self._bar = tqdm(total=views, desc="generating", bar_format=form, disable=hidden)
+        self._after_step = after_step
+
+    def __enter__(self) -> "_ViewBar":
+        return self
+
+    def __exit__(self, *_error) -> None:
+        self._bar.close()
+
+    def note_step(self, pipe, step: int, timestep, tensors: dict) -> dict:
+        self._bar.update(self._bar.total * (step + 1) / pipe.num_timesteps - self._bar.n)
+        return tensors if self._after_step is None else self._after_step(pipe, step, timestep, tensors)
+
+
 class Render(RenderSettings):
     def run(self) -> None:
         if self.fov is not None and not is_photo(self.capture):
             raise ValueError("--fov is for a single photo: a capture brings its lenses.")
         if self.export != "none" and self.trajectory == "none":
             raise ValueError("--export writes a fly-through: pass --trajectory.")
-        if self.trajectory == "none" and (self.targets == "none" or is_photo(self.capture)):
-            raise ValueError("There is nothing to render: pass --targets or --trajectory.")
+        check_at_least(
+            self, references=1, views=1, height=8, width=8, steps=1, views_per_group=1, max_memory_views=1, fps=0.01
+        )
         if is_photo(self.capture):
-            scene = photo_scene(self.capture, self.fov)
+            self.trajectory = "arc" if self.trajectory == "none" else self.trajectory
+            scene = self._photo()
             targets, references, path = [], [0], self._path(scene, [0])
+        elif self.trajectory == "none" and self.targets == "none":
+            raise ValueError("There is nothing to render: pass --targets or --trajectory.")
         else:
             scene = self.capture_options.load(self.capture)
             targets, references, path = self._views(scene)
@@ -83,9 +115,10 @@ class Render(RenderSettings):
                 "With --joins-memory all, groups wait for each other: give several processes `first` or `none`."
             )
         pipe = self._pipeline()
-        pipe.set_progress_bar_config(disable=not processes.is_main_process)
+        pipe.set_progress_bar_config(disable=True)  # it counts steps; ours counts views
         processes.print(f"{scene.name}: {len(scene)} photos; references {references}; targets {targets or 'none'}")
         processes.print(f"{self.checkpoint}: {where_it_runs(pipe)}")
+        self._check_cost(pipe, len(references), len(targets) + (0 if path is None else len(path)))
         self.output.mkdir(parents=True, exist_ok=True)
         written = []
         if targets:
@@ -94,6 +127,24 @@ class Render(RenderSettings):
             written += self._render_path(pipe, scene, references, path)
         for path in written:
             print(f"wrote {path}")
+        if written:
+            self._say_next()
+
+    def _say_next(self) -> None:
+        same = {"checkpoint": self.checkpoint, "lora": self.lora}
+        if is_photo(self.capture):
+            say_next("demo", **same)
+        elif self.trajectory == "none":
+            say_next("render", self.capture, targets="none", trajectory="keyframes", **same)
+        else:
+            say_next("view", self.capture, **same)
+
+    def _photo(self) -> Scene:
+        try:
+            return photo_scene(self.capture, self.fov)
+        except UnknownLensError as error:
+            warnings.warn(f"{error} {DEFAULT_FOV:g} degrees are assumed; --fov says another.", stacklevel=2)
+            return photo_scene(self.capture, DEFAULT_FOV)
 
     def _views(self, scene: Scene) -> tuple[list[int], list[int], Cameras | None]:
         """Targets, references, and the path of the fly-through."""
@@ -102,9 +153,11 @@ class Render(RenderSettings):
         else:
             targets = self._numbered(len(scene))
             candidates = [view for view in range(len(scene)) if view not in targets]
-        path = self._path(scene, choose_references(scene.cameras, min(self.references, len(candidates)), candidates))
+        count = min(_REFERENCES, len(candidates)) if self.references is None else self.references
+        spread = choose_references(scene.cameras, min(count, len(candidates)), candidates)
+        path = self._path(scene, spread)
         wanted = [scene.cameras[targets]] * bool(targets) + [path] * (path is not None)
-        return targets, choose_references(scene.cameras, self.references, candidates, Cameras.cat(wanted)), path
+        return targets, choose_references(scene.cameras, count, candidates, Cameras.cat(wanted)), path
 
     def _numbered(self, num_views: int) -> list[int]:
         if self.targets == "none":
@@ -124,11 +177,14 @@ class Render(RenderSettings):
         """Cameras of the fly-through: through well spread photos, or around what all of them look at."""
         if self.trajectory == "none":
             return None
-        cameras = scene.cameras[references] if self.trajectory == "keyframes" else scene.cameras
+        cameras = scene.cameras
+        if self.trajectory == "keyframes":
+            cameras = cameras[references]
+            cameras = cameras[tour(cameras)]
         return camera_path(self.trajectory, cameras, self.views)
 
     def _pipeline(self) -> KaleidoViewSynthesisPipeline:
-        pipe = load_pipeline(self.checkpoint, self.device, self.dtype)
+        pipe = load_pipeline(self.checkpoint, self.device, self.dtype, self.lora)
         if self.attention_backend is not None:
             try:
                 pipe.transformer.set_attention_backend(self.attention_backend)
@@ -136,10 +192,35 @@ class Render(RenderSettings):
                 raise ValueError(f"--attention-backend {self.attention_backend!r}: {error}") from error
         return pipe
 
+    def _check_cost(self, pipe: KaleidoViewSynthesisPipeline, references: int, targets: int) -> None:
+        """Refuses what takes too long, or more memory than there is, unless it was agreed to."""
+        side = pipe.default_sample_size
+        cost = rendering_cost(
+            pipe,
+            references,
+            targets,
+            self.height or side,
+            self.width or side,
+            self.steps,
+            self.guidance_scale != 1,
+            self.views_per_group,
+            self.max_memory_views,
+        )
+        if (cost.seconds > _LONG_SECONDS or cost.memory > cost.free) and not self.yes:
+            raise ValueError(
+                f"{targets:,} views of {self.height or side} x {self.width or side} pixels take {cost}."
+                " Ask for less (--views, --height, --width, --steps, --max-memory-views), or pass --yes."
+            )
+
     def _generate(
         self, pipe, scene: Scene, references: Sequence[int], cameras: Cameras, after_step=None
     ) -> torch.Tensor:
         """Views `[M, 3, H, W]` in [0, 1]."""
+        bar = _ViewBar(len(cameras), after_step)
+        with bar:
+            return self._call(pipe, scene, references, cameras, bar.note_step)
+
+    def _call(self, pipe, scene: Scene, references: Sequence[int], cameras: Cameras, after_step) -> torch.Tensor:
         return pipe(
             scene.images[references],
             scene.cameras[references],
@@ -182,13 +263,19 @@ class Render(RenderSettings):
         sheet = self.output / f"{scene.name}_sheet.png"
         save_image(contact_sheet(given, rows, captions), sheet)
         folder = self.output / f"{scene.name}_views"
-        folder.mkdir(exist_ok=True)
-        views = [folder / f"{target:04d}.png" for target in targets]
-        for path, view in zip(views, generated):
-            save_image(tensor_to_image(view), path)
-        return [sheet, *views]
+        with folder_written_whole(folder, replaces=True) as part:  # views of an earlier run do not stay beside these
+            part.mkdir()
+            for target, view in zip(targets, generated):
+                save_image(tensor_to_image(view), part / f"{target:04d}.png")
+        return [sheet, *(folder / f"{target:04d}.png" for target in targets)]
 
     def _render_path(self, pipe, scene: Scene, references, path: Cameras) -> list[Path]:
+        invented = int((seen_share(scene.cameras[references], path) < INVENTED).sum())
+        if invented:
+            PartialState().print(
+                f"{invented} of {len(path)} views look where hardly a reference does: there the model invents"
+                " (--trajectory keyframes or arc fly where the photos are)"
+            )
         with _interrupts_after_a_group() as groups:
             views = self._generate(pipe, scene, references, path, groups.note_step)
         if not PartialState().is_main_process:
@@ -200,6 +287,8 @@ class Render(RenderSettings):
             file = self.output / f"{scene.name}_{self.trajectory}_interrupted.mp4"
             kept = f"{len(frames)} of {len(views)} views are in {self._video(file, frames)}" if frames else "No view"
             raise KeyboardInterrupt(f"{kept}; the same command starts anew.")
+        for suffix in (".mp4", ".gif"):  # of an interrupted run: its views are in the film now
+            (self.output / f"{scene.name}_{self.trajectory}_interrupted{suffix}").unlink(missing_ok=True)
         written = [self._video(self.output / f"{scene.name}_{self.trajectory}.mp4", frames)]
         return written + ([] if self.export == "none" else [self._export(scene, references, frames, path)])
 

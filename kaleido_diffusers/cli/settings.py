@@ -86,15 +86,18 @@ class RenderSettings:
     """Folder of the capture (see `kaleido info`), a single photo, or `sample` or `skull`, which ship with the
     package."""
     checkpoint: str = "bundled"
-    """Folder or Hub id of a pipeline, or `bundled`."""
-    references: int = 6
-    """Photos given to the model, spread over the capture."""
+    """Folder or Hub id of a pipeline or of an adapter, or the name of a bundled checkpoint."""
+    lora: str | None = None
+    """Folder or Hub id of an adapter to add to it, such as `kaleido lora` makes."""
+    references: int | None = None
+    """Photos given to the model, spread over the capture; 6, or as many as there are, when not given."""
     targets: str = "held-out"
     """Photos to render: `held-out` (the test split, or every 8th by name), numbers such as `3,7`, or `none`."""
     trajectory: Literal[
         "none", "arc", "orbit", "spiral", "dolly", "dolly-zoom", "pan", "tilt", "lemniscate", "keyframes"
     ] = "none"
-    """Camera path of a fly-through."""
+    """Camera path of a fly-through; `keyframes` and `arc` fly where the photos are. A single photo is flown along an
+    `arc` when none is given."""
     views: int = 48
     """Views of the fly-through."""
     fps: float = 12.0
@@ -133,6 +136,8 @@ class RenderSettings:
     """A backend of diffusers, such as `flash` or `xformers`."""
     output: Path = Path("renders")
     """Folder for what is written."""
+    yes: bool = False
+    """Begin also what will take more than an hour, or more memory than there is."""
 
 
 @dataclass
@@ -141,8 +146,9 @@ class PosesSettings:
 
     photos: Annotated[Path, tyro.conf.Positional]
     """Folder of photos of something that stands still, or a video of it."""
-    output: Path
-    """Folder for the capture. A run that was stopped goes on there."""
+    output: Path | None = None
+    """Folder for the capture, the name of the photos with `-capture` behind it when not given. A run that was stopped
+    goes on there."""
     matching: Literal["auto", "exhaustive", "sequential"] = "auto"
     """Pairs to match: all of them, or those near in the order and alike. `auto`: all up to 80 photos; sequential for
     more, and for videos."""
@@ -170,8 +176,9 @@ class LoraSettings:
     capture: Annotated[str, tyro.conf.Positional]
     """Folder of the capture, or `sample` or `skull`, which ship with the package. Its test split (or every 8th photo
     by name) is kept for the scores."""
-    output: Path
-    """Folder for the adapter, checkpoints and pictures. A run in it is resumed."""
+    output: Path | None = None
+    """Folder for the adapter, checkpoints and pictures, `runs/` and the capture's name when not given. A run in it is
+    resumed."""
     checkpoint: str = "kaleido-tiny"
     """Pipeline folder (in pixels) to start from, or the name of a bundled checkpoint."""
     recipe: Annotated[CaptureRecipe, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureRecipe)
@@ -225,6 +232,8 @@ class EvaluateSettings:
     """`test` or `validation` (synthetic worlds), the folder of a capture, or with --protocol that of a data set."""
     checkpoint: str = "bundled"
     """Folder or Hub id of a pipeline, `bundled`, or `none` for the baselines alone."""
+    lora: str | None = None
+    """Folder or Hub id of an adapter to add to it, such as `kaleido lora` makes."""
     scenes: int = 200
     """Synthetic worlds."""
     level: Literal["object", "scene", "mixed"] = "mixed"
@@ -337,6 +346,8 @@ class DemoSettings:
 
     checkpoint: str = "bundled"
     """Folder or Hub id of a pipeline, or the name of a bundled one."""
+    lora: str | None = None
+    """Folder or Hub id of an adapter to add to it, such as `kaleido lora` makes."""
     host: str = "127.0.0.1"
     """Address to listen on: this machine alone, unless it is another one (`0.0.0.0`: all)."""
     port: int = 7860
@@ -359,6 +370,8 @@ class ViewSettings:
     """Folder of the capture (see `kaleido info`), or `sample` or `skull`, which ship with the package."""
     checkpoint: str = "bundled"
     """Folder or Hub id of a pipeline, or the name of a bundled one."""
+    lora: str | None = None
+    """Folder or Hub id of an adapter to add to it, such as `kaleido lora` makes."""
     references: int = 12
     """Photos given to the model, spread over the capture."""
     steps: int = 8

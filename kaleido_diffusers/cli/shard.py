@@ -14,6 +14,7 @@ from ..captures.readers.shards import find_shard
 from ..worlds.shard_jobs import Place, ShardJob, listed_names, print_summary, write_missing_indices
 from ..worlds.shard_writing import shard_name
 from ..worlds.sources import SourceOptions, is_rendered, open_source
+from .loading import say_next
 from .settings import ShardSettings
 
 
@@ -38,6 +39,7 @@ class Shard(ShardSettings):
                 path = self.output / shard_name(job.numbers[0], self.scenes_per_shard)
                 tqdm.write(f"wrote {path}" if written else f"{path} is finished already")
         print_summary(self.output)
+        say_next("train", data=self.output, vae=self.vae, output=Path("runs") / self.output.name)
 
     def _jobs(self, number: int, count: int) -> Iterator[ShardJob]:
         """The shards of a part, one after the other."""

@@ -7,6 +7,7 @@ import torch
 from ..training.hardware import CARDS, card_at_hand
 from ..training.loop import Trainer
 from ..training.plan import make_plan
+from .loading import say_next
 from .settings import TrainSettings
 
 
@@ -22,6 +23,7 @@ class Train(TrainSettings):
         pipeline = trainer.train()
         if trainer.is_main:
             print(f"wrote {pipeline}, {self.output / 'log.jsonl'}")
+            say_next("evaluate", checkpoint=pipeline)
 
     def _print_plan(self) -> None:
         degrees = self.data_parallel_replicate_degree * self.data_parallel_shard_degree

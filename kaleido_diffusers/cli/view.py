@@ -4,7 +4,7 @@ import warnings
 
 from ..viewer.live import MOST_REFERENCES, LiveScene
 from ..viewer.page import LOOPBACK, Viewer
-from .loading import load_pipeline, where_it_runs
+from .loading import check_at_least, load_pipeline, where_it_runs
 from .settings import ViewSettings
 
 
@@ -15,10 +15,9 @@ class View(ViewSettings):
     def run(self) -> None:
         if not 1 <= self.references <= MOST_REFERENCES:
             raise ValueError(f"--references must lie between 1 and {MOST_REFERENCES}, got {self.references}.")
-        if self.steps < 1:
-            raise ValueError(f"--steps must be at least 1, got {self.steps}.")
+        check_at_least(self, steps=1, height=8, width=8)
         scene = self.capture_options.load(self.capture)
-        pipe = load_pipeline(self.checkpoint, self.device, self.dtype)
+        pipe = load_pipeline(self.checkpoint, self.device, self.dtype, self.lora)
         live = LiveScene(pipe, scene, self.references, self.height, self.width, self.seed)
         viewer = Viewer(
             live, self.output, self.host, self.port, self.steps, self.guidance_scale, allow_origin=self.allow_origin

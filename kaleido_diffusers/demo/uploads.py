@@ -13,7 +13,7 @@ import PIL.ExifTags
 from ..captures.images import CaptureError, load_image, open_image, save_image
 from ..captures.readers import READERS, load_scene
 from ..captures.readers.assembly import IMAGE_SUFFIXES, printable
-from ..captures.readers.single_photo import photo_scene
+from ..captures.readers.single_photo import UnknownLensError, photo_scene
 from ..pipelines.inputs import DEFAULT_FOV
 from .captures import Capture, small_capture
 from .limits import Limits, Progress, Stopped
@@ -205,7 +205,7 @@ def _one_photo(photo: Path, size: int, notes: list[str]) -> Capture:
     """A photo alone, with the lens that its EXIF data tell, or else a usual one."""
     try:
         scene = photo_scene(photo)
-    except CaptureError:
+    except UnknownLensError:
         scene = photo_scene(photo, DEFAULT_FOV)
         notes = [*notes, f"The photo does not tell its lens: a field of view of {DEFAULT_FOV:g} degrees is assumed."]
     return replace(small_capture(scene, size, notes), name="Your photo")
