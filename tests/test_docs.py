@@ -64,7 +64,7 @@ def furnish(folder: Path) -> Path:
     """Puts everything into `folder` that commands speak of as the user's own."""
     for name in ("my-kaleido", "CHECKPOINT", "FOLDER"):
         make_pipeline().save_pretrained(folder / name)
-    for name in ("my-capture", "CAPTURE"):
+    for name in ("my-capture", "CAPTURE", "photos-capture"):
         shutil.copytree(sample_capture(), folder / name)
     load_scene(sample_capture()).images[0].convert("RGB").save(folder / "photo.jpg")
     for name in ("photos", "PHOTOS"):
@@ -130,7 +130,8 @@ def test_commands_and_python_run(page, tmp_path):
         places += [(own, words) for words in as_run(documented)]
     for folder, words in places:
         if words[:2] in (["kaleido", "poses"], ["kaleido", "convert"]):  # which write no folder over
-            shutil.rmtree(folder / words[words.index("--output") + 1], ignore_errors=True)
+            output = words[words.index("--output") + 1] if "--output" in words else f"{words[2]}-capture"
+            shutil.rmtree(folder / output, ignore_errors=True)
         if not serves(words):
             code.append(f"run({str(folder)!r}, {words!r})")
     for name in ("kaleido_diffusers", "examples"):

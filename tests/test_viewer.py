@@ -1,5 +1,6 @@
 """The viewer, through viser's own protocol: a client connects by a websocket, moves its camera, and gets a view."""
 
+import base64
 import io
 import re
 import sys
@@ -343,14 +344,55 @@ def test_a_flight_through_keyframes_becomes_a_video(pipe, scene, tmp_path):
         assert len(set(browser.progress)) >= 6 and browser.progress == sorted(browser.progress)
         with av.open(str(file)) as video:
             assert sum(1 for _ in video.decode(video=0)) == 9
+        player = next(element for element in browser.elements.values() if "<video" in element.get("content", ""))
+        played = base64.b64decode(re.search(r"base64,([^\"]+)", player["content"])[1])
+        assert played == file.read_bytes() and player["visible"] and "controls" in player["content"]
+        browser.press("Download the flight")
+        browser.until(lambda: "FileTransferStartDownload" in browser.types)
+        strip = browser.elements[browser.element("Keyframes")]
+        previews = np.asarray(PIL.Image.open(io.BytesIO(strip["_data"])).convert("RGB"))
+        assert previews.shape == (96, 3 * 96, 3) and all(previews[:, i * 96 : i * 96 + 96].std() > 5 for i in range(3))
+        browser.set("Timeline", 50.0)
+        browser.until(lambda: "SetCameraPositionMessage" in browser.types)
         browser.set("Views", 240)
         browser.press("Render the flight")
         browser.until_said("Flight: step")
         browser.press("Cancel")
         browser.until_said("was cancelled")
         assert [path.name for path in file.parent.iterdir()] == [file.name]
+        browser.press("Remove the last keyframe")
+        browser.until_said("2 keyframes")
         browser.press("Clear the keyframes")
         browser.until(lambda: not any(name.startswith("/keys/") for name in browser.nodes))
+
+
+def test_the_page_opens_on_an_overview_and_looks_as_one_likes(pipe, scene, tmp_path):
+    with serving(pipe, scene, tmp_path, references=3, steps=1) as (viewer, browser):
+        name = f"/references/{viewer.live.references[0]}"
+        browser.until_placed(name)
+        position, ahead = viewer._overview()
+        axis = (ahead - position) / np.linalg.norm(ahead - position)
+        places = viewer._place.normalize(scene.cameras.world_from_camera)[:, :3, 3].numpy()
+        to_place = np.concatenate([places, np.zeros((1, 3))]) - position
+        depths = to_place @ axis
+        angles = np.arctan2(np.linalg.norm(to_place - depths[:, None] * axis, axis=1), depths)
+        assert angles.max() < viewer._vertical_fov / 2 and position[2] > 0, "all photos, and what they look at"
+        before = browser.nodes[name]["scale"]
+        browser.set("Photo size", 2.0)
+        browser.until(lambda: browser.nodes[name]["scale"] == pytest.approx(2 * before))
+        browser.set("Show photos", False)
+        browser.move_to(name, shift=(1.0, 0.0, 0.0))
+        browser.until(lambda: browser.nodes[name].get("visible") is False)
+        assert browser.nodes.get("/view", {}).get("visible") is not True, "the view stands beside the scene"
+        narrow = viewer.live.lens.fov[0, 1]
+        browser.set("Field of view", 20.0)
+        browser.until_view()
+        assert float(viewer.live.lens.fov[0, 1]) == pytest.approx(20.0, abs=0.01) and narrow > 25
+        browser.move(browser.nodes[name]["wxyz"], 2 * np.asarray(position))
+        browser.until_view()
+        browser.until(lambda: "Hardly a photo looks there" in browser.said[-1])
+        browser.set("Dark", True)
+        browser.until(lambda: "ThemeConfigurationMessage" in browser.types)
 
 
 def test_a_view_that_is_out_of_date_is_given_up(pipe, scene, tmp_path):

@@ -20,7 +20,14 @@ _SMALL = 1e13  # operations that need no estimate: minutes on any machine
 
 @dataclass(frozen=True)
 class Cost:
-    """Time in seconds and memory in bytes, roughly, and the bytes that are free."""
+    """
+    What a run takes, roughly.
+
+    Attributes:
+        seconds (`float`): of time.
+        memory (`float`): bytes.
+        free (`float`): bytes that there are.
+    """
 
     seconds: float
     memory: float

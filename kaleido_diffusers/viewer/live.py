@@ -1,5 +1,6 @@
 """A capture to fly through: its references encoded once, views rendered from anywhere."""
 
+import math
 from collections.abc import Callable
 
 import PIL.Image
@@ -8,7 +9,7 @@ import torch
 from ..captures.images import fit_cameras
 from ..captures.scene import Scene
 from ..geometry.cameras import Cameras
-from ..geometry.choosing import choose_references
+from ..geometry.choosing import INVENTED, choose_references, seen_share
 from ..pipelines.memory import SceneMemory
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 
@@ -42,7 +43,7 @@ class LiveScene:
     ):
         self.pipe, self.scene, self.seed = pipe, scene, seed
         self.height, self.width = height or pipe.default_sample_size, width or pipe.default_sample_size
-        self.lens = fit_cameras(scene.cameras[:1], self.height, self.width)
+        self._photo_lens = self.lens = fit_cameras(scene.cameras[:1], self.height, self.width)
         self.memory: SceneMemory | None = None  # None until a view asks for it
         self._of_references: SceneMemory | None = None
         self._after_view: SceneMemory | None = None
@@ -58,8 +59,28 @@ class LiveScene:
         self.references = choose_references(self.scene.cameras, count, range(len(self.scene)))
         self.memory = self._of_references = self._after_view = None
 
+    def look_with(self, fov: float) -> None:
+        """Takes a lens of another vertical field of view, for the views to come.
+
+        Args:
+            fov (`float`): degrees.
+        """
+        now = torch.deg2rad(self._photo_lens.fov[0, 1])
+        intrinsics = self._photo_lens.intrinsics.clone()
+        intrinsics[:, :2, :2] *= torch.tan(now / 2) / math.tan(math.radians(fov) / 2)
+        self.lens = Cameras(self._photo_lens.world_from_camera, intrinsics, self._photo_lens.image_sizes)
+
+    def is_invented(self, cameras: Cameras) -> bool:
+        """Whether hardly a reference looks where the first of some cameras does.
+
+        Args:
+            cameras ([`Cameras`] of shape `[V]`): where from.
+        """
+        return bool(seen_share(self.scene.cameras[self.references], cameras[:1])[0] < INVENTED)
+
     def cameras(self, poses: torch.Tensor) -> Cameras:
-        """Cameras at `poses` `[V, 4, 4]` (`world_from_camera`) with the lens of the capture's first photo."""
+        """Cameras at `poses` `[V, 4, 4]` (`world_from_camera`) with the lens of the capture's first photo, or that of
+        [`look_with`]."""
         return Cameras(poses, self.lens.intrinsics[0], self.lens.image_sizes[0])
 
     def render(

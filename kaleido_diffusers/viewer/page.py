@@ -1,15 +1,15 @@
 """The viewer: fly a camera through a capture, and see what the model makes of the place where it stops."""
 
-import inspect
+import base64
+import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from http import HTTPStatus
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 
@@ -20,6 +20,7 @@ from ..web.origins import OriginRule
 from ..web.texts import as_markdown
 from .jobs import Jobs
 from .live import MOST_REFERENCES, LiveScene
+from .serving import serve
 
 
 __all__ = ["LOOPBACK", "Viewer"]
@@ -28,9 +29,11 @@ REFERENCE, KEPT, KEYFRAME = (70, 110, 200), (60, 160, 80), (200, 60, 120)  # col
 PHOTO_SIDE = 160  # pixels of the photos in the frustums
 VIEW_SIDE = 384  # pixels of the view on the page: small ones are enlarged
 MOST_POINTS = 50_000
-START_BEHIND = 0.25  # how far behind a photo the flight starts, of the distance to what the cameras look at
 KEY_STEPS = 16  # pieces of the drawn path between two keyframes
+KEY_SIDE, KEYS_A_ROW = 96, 6  # pixels of the previews of keyframes, and how many stand side by side
 HELP = "Drag to turn, right-drag to shift, scroll or WASD to fly, click on a photo to go there. Stop, and look."
+EXPECT = "What the photos see comes out soft, without fine detail; what no photo shows is invented."
+OVERVIEW_SLOPE = 0.6  # of the line of sight from which the page opens
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -66,12 +69,13 @@ class Viewer:
         self._place = _place(live.scene.cameras)
         self._pose: torch.Tensor | None = None  # [4, 4], where the user's camera is
         self._shown: torch.Tensor | None = None  # [4, 4], where the view on the page is from
-        self._keys: list[torch.Tensor] = []  # [4, 4]
+        self._keys: list[tuple[torch.Tensor, PIL.Image.Image | None]] = []  # pose [4, 4], and the view from there
+        self._film: Path | None = None  # the flight that was rendered last
         self._view_in_space = None
         self._kept = 0
         self._flying = True
         self._drawn: dict[str, list] = {"references": [], "kept": [], "keys": []}
-        self._server = _serve(host, port, OriginRule(allow_origin))
+        self._server = serve(host, port, OriginRule(allow_origin))
         self._jobs = Jobs(self._say)
         self._build_page(steps, guidance_scale)
         self._draw_scene()
@@ -102,11 +106,12 @@ class Viewer:
 
     def _build_page(self, steps: int, guidance_scale: float) -> None:
         gui, live = self._server.gui, self.live
-        gui.configure_theme(show_share_button=False, control_width="large")
+        self._set_theme(dark=False)
         blank = PIL.Image.new("RGB", (live.width, live.height), (235, 235, 235))
         self._picture = gui.add_image(_enlarged(blank), label="The view from here", format="png")
         self._status = gui.add_markdown("Waiting for a camera.")
-        gui.add_markdown(HELP)
+        gui.add_markdown(f"{HELP} {EXPECT}")
+        self._build_look()
         self._keep = gui.add_button(
             "Add this view to the memory", hint="Views to come attend to it, as to the photos."
         )
@@ -116,25 +121,57 @@ class Viewer:
             self._references = gui.add_slider("References", 1, max(most, 2), 1, min(len(live.references), most))
             self._steps = gui.add_slider("Steps", 1, max(50, steps), 1, steps)
             self._guidance = gui.add_slider("Guidance", 1.0, 5.0, 0.1, guidance_scale)
-            self._in_space = gui.add_checkbox("Show it in space", True)
-        with gui.add_folder("Flight"):
-            self._record = gui.add_button("Record a keyframe")
-            self._clear = gui.add_button("Clear the keyframes")
-            self._views = gui.add_slider("Views", 2, 240, 1, 48)
-            self._fps = gui.add_slider("Views a second", 1, 30, 1, 12)
-            self._fly = gui.add_button("Render the flight", hint=f"Writes a video into {self.output}.")
-            self._progress = gui.add_progress_bar(0.0, visible=False)
-            self._cancel = gui.add_button("Cancel", visible=False)
+        self._build_flight()
         self._keep.on_click(lambda _: self._jobs.put("keep", self._keep_view))
         self._forget.on_click(lambda _: self._jobs.put("forget", self._forget_views))
         self._references.on_update(lambda _: self._jobs.put("references", self._choose, self.settle))
         for slider in (self._steps, self._guidance):
             slider.on_update(lambda _: self._jobs.put("view", self._show_view, self.settle))
+
+    def _set_theme(self, dark: bool) -> None:
+        self._server.gui.configure_theme(show_share_button=False, control_width="large", dark_mode=dark)
+
+    def _build_look(self) -> None:
+        """Where the camera stands and what it shows, beside what is generated."""
+        gui = self._server.gui
+        home = gui.add_button_group("Camera", ("Overview", "Level"))
+        with gui.add_folder("Look", expand_by_default=False):
+            fov = gui.add_slider("Field of view", 10.0, 110.0, 1.0, round(math.degrees(self._vertical_fov)))
+            self._size = gui.add_slider("Photo size", 0.2, 4.0, 0.1, 1.0)
+            self._photos = gui.add_checkbox("Show photos", True)
+            self._in_space = gui.add_checkbox("Show the view in space", False)
+            dark = gui.add_checkbox("Dark", False)
+        home.on_click(lambda event: self._go_home(event.client, event.target.value))
+        fov.on_update(lambda _: self._look_with(fov.value))
+        self._size.on_update(lambda _: self._resize())
+        self._photos.on_update(lambda _: self._clear_sight())
         self._in_space.on_update(lambda _: self._show_in_space())
+        dark.on_update(lambda _: self._set_theme(dark.value))
+
+    def _build_flight(self) -> None:
+        gui = self._server.gui
+        with gui.add_folder("Flight"):
+            self._record = gui.add_button("Record a keyframe")
+            self._strip = gui.add_image(np.full((8, 8, 3), 235, np.uint8), label="Keyframes", visible=False)
+            self._timeline = gui.add_slider(
+                "Timeline", 0.0, 100.0, 1.0, 0.0, visible=False, hint="Goes along the flight, to see it before."
+            )
+            self._undo = gui.add_button("Remove the last keyframe", visible=False)
+            self._clear = gui.add_button("Clear the keyframes", visible=False)
+            self._views = gui.add_slider("Views", 2, 240, 1, 48)
+            self._fps = gui.add_slider("Views a second", 1, 30, 1, 12)
+            self._fly = gui.add_button("Render the flight", hint=f"Writes a video into {self.output}.")
+            self._progress = gui.add_progress_bar(0.0, visible=False)
+            self._cancel = gui.add_button("Cancel", visible=False)
+            self._player = gui.add_html("", visible=False)
+            self._download = gui.add_button("Download the flight", visible=False)
         self._record.on_click(lambda _: self._record_key())
+        self._timeline.on_update(lambda event: self._scrub(event.client))
+        self._undo.on_click(lambda _: self._clear_keys(len(self._keys) - 1))
         self._clear.on_click(lambda _: self._clear_keys())
         self._fly.on_click(lambda _: self._jobs.put("flight", self._render_flight))
         self._cancel.on_click(lambda _: setattr(self, "_flying", False))
+        self._download.on_click(lambda event: self._send_film(event.client))
 
     def _say(self, text: str) -> None:
         self._status.content = text
@@ -153,12 +190,39 @@ class Viewer:
             placed = self._place.normalize(poses)[:, :3, 3].float().numpy()
             server.scene.add_point_cloud("/points", placed, (120, 120, 120), point_size=0.003)
         self._draw_references()
-        others = [view for view in range(len(live.scene)) if view not in live.references]
-        start = live.scene.cameras.world_from_camera[others[0] if others else 0].clone()
-        start[:3, 3] -= START_BEHIND * self._place.scale * start[:3, 2]
-        position, look_at = self._line_of_sight(start)
-        server.initial_camera.position, server.initial_camera.look_at = position, look_at
+        server.initial_camera.position, server.initial_camera.look_at = self._overview()
         server.initial_camera.fov = self._vertical_fov
+
+    def _overview(self) -> tuple[np.ndarray, np.ndarray]:
+        """Position and a point ahead, in viser's world: behind all the photos and above them, far enough to see them
+        and what they look at."""
+        centers = self._place.normalize(self.live.scene.cameras.world_from_camera)[:, :3, 3]
+        seen = F.pad(centers, (0, 0, 0, 1))  # the focus point is the origin
+        middle = (seen.amin(0) + seen.amax(0)) / 2
+        side = centers.mean(0)
+        side[2] = 0
+        side = F.normalize(side, dim=0) if side.norm() > 1e-3 else torch.tensor([0.0, -1.0, 0.0]).to(side)
+        away = (seen - middle).norm(dim=-1).max() / math.sin(self._vertical_fov / 2)
+        above = torch.tensor([0.0, 0.0, OVERVIEW_SLOPE]).to(side)
+        return (middle + 1.1 * away * F.normalize(side + above, dim=0)).numpy(), middle.numpy()
+
+    def _go_home(self, client, where: str) -> None:
+        with client.atomic():
+            client.camera.up_direction = np.array([0.0, 0.0, 1.0])
+            if where == "Overview":
+                client.camera.position, client.camera.look_at = self._overview()
+
+    def _look_with(self, fov: float) -> None:
+        self.live.look_with(fov)
+        for client in self._server.get_clients().values():
+            client.camera.fov = math.radians(fov)
+        self._jobs.put("view", self._show_view, self.settle)
+
+    def _resize(self) -> None:
+        for handle in [handle for handles in self._drawn.values() for handle in handles]:
+            if handle.name != "/keys/path":
+                handle.scale = self._frustum_scale * self._size.value
+        self._clear_sight()
 
     @property
     def _vertical_fov(self) -> float:
@@ -184,7 +248,7 @@ class Viewer:
             name,
             fov=float(torch.deg2rad(lens.fov[1])),
             aspect=width / height,
-            scale=self._frustum_scale,
+            scale=self._frustum_scale * self._size.value,
             thickness=1.5,
             thickness_units="screen",
             color=color,
@@ -277,7 +341,9 @@ class Viewer:
             return
         eye = self._place.normalize(self._pose[None])[0, :3, 3].numpy()
         for handle in [handle for handles in self._drawn.values() for handle in handles]:
-            away = handle.name == "/keys/path" or np.linalg.norm(handle.position - eye) > 2.5 * self._frustum_scale
+            reach = 2.5 * self._frustum_scale * self._size.value
+            away = handle.name == "/keys/path" or np.linalg.norm(handle.position - eye) > reach
+            away = away and (self._photos.value or not handle.name.startswith("/references/"))
             if handle.visible != away:
                 handle.visible = away
 
@@ -286,8 +352,9 @@ class Viewer:
         if pose is None:
             return
         encoded, start = self.live.memory is not None, time.perf_counter()
+        cameras = self.live.cameras(pose[None])
         views = self.live.render(
-            self.live.cameras(pose[None]),
+            cameras,
             self._steps.value,
             self._guidance.value,
             on_step=lambda _done, _total: not self._jobs.waits("view", "references"),
@@ -299,7 +366,8 @@ class Viewer:
         self._shown, self._view = pose, views[0]
         self._stand(pose, views[0])
         once = "" if encoded else ", of which the photos are encoded only this once"
-        self._say(f"{seconds:.2f} s{once}. {self._memory_line()}")
+        invented = " **Hardly a photo looks there: most of this view is invented.**"
+        self._say(f"{seconds:.2f} s{once}. {self._memory_line()}{invented * self.live.is_invented(cameras)}")
 
     def _memory_line(self) -> str:
         photos = f"{len(self.live.references)} photo{'s' * (len(self.live.references) != 1)}"
@@ -337,18 +405,32 @@ class Viewer:
 
     def _record_key(self) -> None:
         if self._pose is not None:
-            self._keys.append(self._pose)
+            is_seen = self._shown is not None and torch.equal(self._shown, self._pose)
+            self._keys.append((self._pose, self._view if is_seen else None))
             self._draw_keys()
 
-    def _clear_keys(self) -> None:
-        self._keys.clear()
+    def _clear_keys(self, kept: int = 0) -> None:
+        del self._keys[kept:]
         self._draw_keys()
+
+    def _path(self, num_views: int) -> Cameras:
+        return keyframes(self.live.cameras(torch.stack([pose for pose, _ in self._keys])), num_views)
+
+    def _scrub(self, client) -> None:
+        """Goes to a place of the flight, whose view is shown as any other."""
+        if client is not None and len(self._keys) > 1:
+            path = self._path(101)
+            self._go(client, path.world_from_camera[round(self._timeline.value)])
 
     def _draw_keys(self) -> None:
         lens = self.live.lens[0]
-        drawn = [self._frustum(f"/keys/{i}", pose, lens, None, KEYFRAME) for i, pose in enumerate(self._keys)]
+        drawn = [self._frustum(f"/keys/{i}", pose, lens, None, KEYFRAME) for i, (pose, _) in enumerate(self._keys)]
+        self._strip.visible = self._undo.visible = self._clear.visible = bool(self._keys)
+        self._timeline.visible = len(self._keys) > 1
+        if self._keys:
+            self._strip.image = _strip([view for _, view in self._keys])
         if len(self._keys) > 1:
-            path = keyframes(self.live.cameras(torch.stack(self._keys)), KEY_STEPS * (len(self._keys) - 1) + 1)
+            path = self._path(KEY_STEPS * (len(self._keys) - 1) + 1)
             line = self._place.normalize(path.world_from_camera)[:, :3, 3].float()
             pieces = torch.stack([line[:-1], line[1:]], dim=1).numpy()
             options = {"colors": KEYFRAME, "thickness": 3.0, "thickness_units": "screen"}
@@ -360,7 +442,7 @@ class Viewer:
         if len(self._keys) < 2:
             self._say("A flight needs at least two keyframes: stop somewhere, record, go on, record.")
             return
-        path = keyframes(self.live.cameras(torch.stack(self._keys)), self._views.value)
+        path = self._path(self._views.value)
         self._flying = self._progress.visible = self._cancel.visible = True
         try:
             frames = self.live.render(path, self._steps.value, self._guidance.value, self._on_flight_step)
@@ -369,7 +451,26 @@ class Viewer:
         if frames is None:
             self._say("The flight was cancelled.")
             return
-        self._say(f"Wrote {as_markdown(str(self._write(frames)))}.")
+        self._film = self._write(frames)
+        self._play(self._film)
+        self._say(f"Wrote {as_markdown(str(self._film))}.")
+
+    def _play(self, file: Path) -> None:
+        """Shows a flight in the page."""
+        data = base64.b64encode(file.read_bytes()).decode()
+        style = 'style="width: 100%; border-radius: 4px"'
+        if file.suffix == ".mp4":
+            shown = (
+                f'<video {style} controls autoplay loop muted playsinline src="data:video/mp4;base64,{data}"></video>'
+            )
+        else:
+            shown = f'<img {style} alt="the flight" src="data:image/gif;base64,{data}">'
+        self._player.content = shown
+        self._player.visible = self._download.visible = True
+
+    def _send_film(self, client) -> None:
+        if client is not None and self._film is not None:
+            client.send_file_download(self._film.name, self._film.read_bytes())
 
     def _on_flight_step(self, done: int, total: int) -> bool:
         self._progress.value = 100 * done / total
@@ -406,48 +507,18 @@ def _place(cameras: Cameras) -> SceneFrame:
     return SceneFrame(world_from_scene, (centers - focus).norm(dim=-1).median().clamp_min(1e-9))
 
 
+def _strip(views: Sequence[PIL.Image.Image | None]) -> np.ndarray:
+    """Previews beside and below each other, in their order; grey where there is none."""
+    columns, rows = min(len(views), KEYS_A_ROW), -(-len(views) // KEYS_A_ROW)
+    strip = PIL.Image.new("RGB", (columns * KEY_SIDE, rows * KEY_SIDE), (235, 235, 235))
+    for number, view in enumerate(views):
+        if view is not None:
+            small = PIL.ImageOps.pad(view.convert("RGB"), (KEY_SIDE - 4,) * 2)
+            strip.paste(small, (number % KEYS_A_ROW * KEY_SIDE + 2, number // KEYS_A_ROW * KEY_SIDE + 2))
+    return np.asarray(strip)
+
+
 def _enlarged(view: PIL.Image.Image) -> np.ndarray:
     factor = max(1.0, VIEW_SIDE / max(view.size))
     size = tuple(round(side * factor) for side in view.size)
     return np.asarray(view.resize(size, PIL.Image.Resampling.BICUBIC))
-
-
-def _serve(host: str, port: int, rule: OriginRule):
-    try:
-        import viser
-    except ImportError as error:
-        raise ImportError("The viewer needs viser: pip install 'kaleido-diffusers[demo]'.") from error
-
-    class Server(viser.ViserServer):
-        """Without the tunnel to a public server that any browser could ask for."""
-
-        def request_share_url(self, *_args, **_options) -> None:
-            return None
-
-    with _only_own_pages(rule):
-        return Server(host=host, port=port, label="Kaleido", verbose=False)
-
-
-@contextmanager
-def _only_own_pages(rule: OriginRule) -> Iterator[None]:
-    """Servers that are started meanwhile refuse other requests. viser has no setting for it, and its pictures are on
-    their way before it says that a browser has come."""
-    import websockets.asyncio.server as library
-
-    serve = library.serve
-
-    def guarded(*arguments, process_request, **options):
-        async def checked(connection, request):
-            refusal = rule.refusal(request.headers.get("Host"), request.headers.get("Origin"))
-            if refusal is not None:
-                return connection.respond(HTTPStatus.FORBIDDEN, refusal)
-            answer = process_request(connection, request)
-            return await answer if inspect.isawaitable(answer) else answer
-
-        return serve(*arguments, process_request=checked, **options)
-
-    library.serve = guarded
-    try:
-        yield
-    finally:
-        library.serve = serve
