@@ -377,6 +377,8 @@ def test_the_page_opens_on_an_overview_and_looks_as_one_likes(pipe, scene, tmp_p
         depths = to_place @ axis
         angles = np.arctan2(np.linalg.norm(to_place - depths[:, None] * axis, axis=1), depths)
         assert angles.max() < viewer._vertical_fov / 2 and position[2] > 0, "all photos, and what they look at"
+        browser.move_to(name)  # viser greets a browser at its first camera
+        browser.until_view()
         before = browser.nodes[name]["scale"]
         browser.set("Photo size", 2.0)
         browser.until(lambda: browser.nodes[name]["scale"] == pytest.approx(2 * before))

@@ -140,7 +140,7 @@ class _Page(Layout):
         ).success(self.follow, self.wish, self.live, trigger_mode="always_last", **_WORK, **_UNLISTED)
         self.path.input(lambda: gr.Tabs(selected=SPACE), None, self.tabs, **_QUIET, **_UNLISTED)
         self.photos.select(self.pick, None, None, **_QUIET, **_UNLISTED).success(self.preview, **preview)
-        self.eye.input(self.drag, self.eye, [self.azimuth, self.elevation], **_QUIET, **_UNLISTED)
+        self.eye.change(self.drag, self.eye, [self.azimuth, self.elevation], **_QUIET, **_UNLISTED)
         outputs = [*begun, *self.shown, self.advice]
         self.go.click(self.begin, None, begun, queue=False, **_UNLISTED).success(
             self.generate, self.wish, outputs, **_WORK, api_name="generate"

@@ -23,7 +23,8 @@ STYLE = """
 #files .icon-wrap { display: none; }
 #pick p, #give p { font-size: 0.85rem; }
 #photos .thumbnail-item { aspect-ratio: 1; height: auto; }
-#photos .grid-container { padding: 0; gap: 4px; grid-template-columns: repeat(auto-fill, minmax(52px, 1fr)); }
+#photos .grid-container { padding: 0; gap: 4px; grid-template: none / repeat(auto-fill, minmax(52px, 1fr));
+  grid-auto-rows: max-content; align-content: start; }
 #photos .caption-label { display: none; }
 #path .wrap { gap: 4px; }
 #path label { flex: 1 1 22%; min-width: 74px; flex-direction: column; gap: 0; padding: 0.2rem; text-align: center;
