@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ..bundled import sample_capture
-from ..captures.images import CaptureError, load_image, open_image
+from ..captures.images import CaptureError, load_image, open_image, to_uint8
 from ..captures.pictures import points_near
 from ..captures.posing.reconstruction import find_photos
 from ..captures.readers import READERS, load_scene
@@ -83,7 +83,7 @@ def small_capture(scene: Scene, size: int, notes: Sequence[str] = ()) -> Capture
         points = points_near(scene.points[:: -(-len(scene.points) // _POINTS)].to(cameras.centers), cameras.centers)
     return Capture(
         name=scene.name,
-        views=Views.seen((fitted * 255).round().to(torch.uint8), ViewGeometry.of(cameras)),
+        views=Views.seen(to_uint8(fitted), ViewGeometry.of(cameras)),
         held_out=views[0] if all(views) else [],
         points=points,
         notes=tuple(notes),
