@@ -17,6 +17,8 @@ from ..loaders.errors import CheckpointError
 from ..loaders.fitting import convert_weights, load_transformer
 from ..loaders.names import read_renames
 from ..loaders.writing import write_safetensors
+from ..models.latents import load_autoencoder
+from ..models.onnx_export import export_onnx
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
@@ -38,7 +40,9 @@ class Convert(ConvertSettings):
         print(f"{source}: {len(checkpoint.tensors)} tensors, {checkpoint.weights} weights")
         pipe = self._pipeline(checkpoint)
         self.output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        if self.output.suffix == ".safetensors":
+        if self.onnx:
+            self._write_onnx(pipe, Path(source))
+        elif self.output.suffix == ".safetensors":
             self._write_file(pipe)
         else:
             self._write_folder(pipe, Path(source))
@@ -58,6 +62,18 @@ class Convert(ConvertSettings):
         for key, value in shown.items():
             print(f"  {key:<20} {value}" + (" (assumed)" if key in assumed else ""))
         return KaleidoViewSynthesisPipeline(transformer, scheduler)
+
+    def _write_onnx(self, pipe: KaleidoViewSynthesisPipeline, source: Path) -> None:
+        transformer = pipe.transformer
+        for name, parameter in transformer.named_parameters():
+            parameter.data = parameter.data.to(self._dtype_of(name, "float32" if self.dtype == "keep" else self.dtype))
+        vae = load_autoencoder(source).float() if (source / "vae").is_dir() else None
+        print("  tracing, which takes minutes")
+        with folder_written_whole(self.output) as part:
+            transformer.save_config(part)
+            pipe.scheduler.save_config(part)
+            for file in export_onnx(part, transformer, vae):
+                print(f"  {file.name}")
 
     def _write_file(self, pipe: KaleidoViewSynthesisPipeline) -> None:
         tensors = pipe.transformer.state_dict()
@@ -93,9 +109,12 @@ class Convert(ConvertSettings):
         """Precision of each tensor, by the rule of `from_pretrained`."""
         if self.dtype == "keep":
             return {name: tensor.dtype for name, tensor in tensors.items()}
-        kept = set(KaleidoTransformer3DModel._keep_in_fp32_modules)
-        wide = {name: kept & set(name.split(".")) for name in tensors}
-        return {name: torch.float32 if wide[name] else getattr(torch, self.dtype) for name in tensors}
+        return {name: self._dtype_of(name, self.dtype) for name in tensors}
+
+    @staticmethod
+    def _dtype_of(name: str, dtype: str) -> torch.dtype:
+        kept = set(KaleidoTransformer3DModel._keep_in_fp32_modules) & set(name.split("."))
+        return torch.float32 if kept else getattr(torch, dtype)
 
 
 def _carry_over(source: Path, folder: Path) -> None:
