@@ -20,6 +20,7 @@ from ..loaders.writing import write_safetensors
 from ..models.latents import load_autoencoder
 from ..models.onnx_export import export_onnx
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
+from ..pipelines.hub import write_code
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from .settings import ConvertSettings
@@ -89,6 +90,7 @@ class Convert(ConvertSettings):
             pipe.scheduler.save_pretrained(part / "scheduler")
             pipe.transformer.save_config(part / "transformer")
             self._write_shards(pipe.transformer.state_dict(), part / "transformer")
+            write_code(part)
             _carry_over(source, part)
 
     def _write_shards(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:

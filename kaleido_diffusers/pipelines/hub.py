@@ -32,13 +32,13 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionN
 from huggingface_hub.utils import httpx
 
 from ..bundled import BUNDLED
-from ..files import written_whole
+from ..files import write_text, written_whole
 from ..loaders.adapter_files import AdapterInfo, read_adapter_info
 from ..loaders.fitting import on_meta
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 
 
-__all__ = ["explain_hub_error", "model_card", "push_folder", "update_card", "write_card"]
+__all__ = ["explain_hub_error", "model_card", "push_folder", "update_card", "write_card", "write_code"]
 
 logger = logging.get_logger(__name__)  # pylint: disable=invalid-name
 
@@ -148,6 +148,18 @@ def update_card(card: ModelCard, fresh: ModelCard) -> ModelCard:
         new = [part[0] for part in parts.values() if part["heading"] and part["heading"].strip() not in lines]
         card.text = "\n\n".join([card.text.rstrip(), *new]) + "\n"
     return card
+
+
+def write_code(folder: str | os.PathLike) -> None:
+    """Writes the `pipeline.py` of a pipeline's folder, unless it has one: code that knows diffusers alone loads the
+    folder by it.
+
+    Args:
+        folder (`str` or `os.PathLike`): of a pipeline.
+    """
+    path = Path(folder) / CODE
+    if not path.exists():
+        write_text(path, PIPELINE_CODE)
 
 
 def write_card(folder: str | os.PathLike) -> Path:

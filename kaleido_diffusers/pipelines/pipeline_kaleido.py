@@ -42,7 +42,7 @@ from ..models.reference_cache import KaleidoReferenceCache
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from . import generation
-from .hub import push_folder
+from .hub import push_folder, write_code
 from .inputs import prepare_references, prepare_view_inputs
 from .memory import SceneMemory, ViewMemory
 from .turns import one_call_at_a_time
@@ -168,10 +168,12 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
 
     @wraps(DiffusionPipeline.save_pretrained, assigned=())
     def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs) -> None:
-        """As in diffusers; what `push_to_hub` uploads has a model card, see [`push_folder`]."""
+        """As in diffusers, with a `pipeline.py` for code that knows diffusers alone; what `push_to_hub` uploads has a
+        model card, see [`push_folder`]."""
         names = {"repo_id", "commit_message", "private", "create_pr", "token"} & kwargs.keys()
         options = {"repo_id": Path(save_directory).name} | {name: kwargs.pop(name) for name in names}
         super().save_pretrained(save_directory, *args, **kwargs)
+        write_code(save_directory)
         if push_to_hub:
             push_folder(save_directory, **options)
 
