@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from .config_files import with_config_files
 from .errors import Verb, plain, run_verb
 from .settings import (
     ConvertSettings,
@@ -45,7 +46,7 @@ VERBS: dict[str, type] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns its exit status. What goes wrong is said in one line on standard error, see [`run_verb`];
-    `--debug` among the words shows tracebacks.
+    `--debug` among the words shows tracebacks, and `--config` names YAML files of settings, see [`with_config_files`].
 
     Args:
         arguments (`Sequence[str]`, *optional*):
@@ -55,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words  # of every verb, and no setting of any
     words = [word for word in words if word != "--debug"]
+    try:
+        words = with_config_files(words)
+    except (OSError, ValueError) as error:
+        print(f"kaleido: {plain(str(error))}", file=sys.stderr)
+        return 1
     settings = tyro.extras.subcommand_cli_from_dict(
         VERBS, prog="kaleido", description="Posed photos in, new views out.", args=words
     )
