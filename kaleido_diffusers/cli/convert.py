@@ -45,10 +45,12 @@ class Convert(ConvertSettings):
             self._write_onnx(pipe, Path(source))
         elif self.output.suffix == ".safetensors":
             self._write_file(pipe)
+        elif self.format == "distributed":
+            self._write_distributed(pipe)
         else:
             self._write_folder(pipe, Path(source))
-        if (Path(source) / "vae").is_dir() and self.output.is_file():
-            print("  the VAE of the pipeline stays behind: a single file holds the transformer alone")
+        if (Path(source) / "vae").is_dir() and not (self.output / "vae").is_dir():
+            print("  the VAE of the pipeline stays behind: what was written holds the transformer alone")
         print(f"wrote {self.output}")
 
     def _pipeline(self, checkpoint: Checkpoint) -> KaleidoViewSynthesisPipeline:
@@ -92,6 +94,17 @@ class Convert(ConvertSettings):
             self._write_shards(pipe.transformer.state_dict(), part / "transformer")
             write_code(part)
             _carry_over(source, part)
+
+    def _write_distributed(self, pipe: KaleidoViewSynthesisPipeline) -> None:
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        tensors = pipe.transformer.state_dict()
+        dtypes = self._dtypes(tensors)
+        weights = {name: tensor.to(dtypes[name]) for name, tensor in tensors.items()}
+        with folder_written_whole(self.output) as part:
+            pipe.scheduler.save_pretrained(part / "scheduler")
+            pipe.transformer.save_config(part / "transformer")
+            save({"model": weights}, checkpoint_id=part / "state", no_dist=True)
 
     def _write_shards(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
         """As `save_pretrained`, without holding a shard in memory."""

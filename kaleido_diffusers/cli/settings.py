@@ -291,6 +291,8 @@ class ConvertSettings:
     """What to convert: a file, a folder, or `bundled`."""
     output: Path
     """A folder, or a file that ends in `.safetensors`. Nothing is written over."""
+    format: Literal["diffusers", "distributed"] = "diffusers"
+    """What a folder is written for: `distributed` is what sharded training keeps (torch.distributed.checkpoint)."""
     weights: Literal["auto", "raw", "ema"] = "auto"
     """Which weights; `auto` takes averaged ones where there are any."""
     dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"

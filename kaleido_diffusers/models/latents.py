@@ -2,7 +2,9 @@
 trainer and shards: the autoencoder's scale, shift and statistics of its channels are applied here alone."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -23,6 +25,7 @@ __all__ = [
     "find_autoencoder",
     "latent_channels",
     "load_autoencoder",
+    "measure_statistics",
 ]
 
 _CHUNK = 32  # views that pass at once
@@ -176,6 +179,31 @@ def decode_images(vae: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
     mean, scale = _statistics(vae, latents.device)
     latents = (latents.float() / scale + mean).to(vae.dtype, memory_format=torch.channels_last)
     return vae.decode(latents, return_dict=False)[0].float()
+
+
+def measure_statistics(vae: ModelMixin, views: Iterable[torch.Tensor]) -> dict[str, Any]:
+    """
+    Mean and standard deviation of each channel of the latents of `views`, as entries of the autoencoder's config with
+    which [`encode_views`] brings them to 0 and 1.
+
+    Args:
+        vae (`ModelMixin`): the autoencoder.
+        views (`Iterable[torch.Tensor]` of shape `[..., 3, H, W]`): in [-1, 1]; some hundred are enough.
+
+    Returns:
+        `dict[str, Any]`: `latents_mean`, `latents_std` and `scaling_factor`, for `vae.register_to_config`.
+    """
+    count, total, square = 0, torch.zeros(latent_channels(vae)).double(), torch.zeros(latent_channels(vae)).double()
+    for some in views:
+        latents = encode_views(vae, some).cpu().double().flatten(0, -4).transpose(0, 1).flatten(1)  # [C, ...]
+        count += latents.shape[1]
+        total += latents.sum(1)
+        square += latents.square().sum(1)
+    mean, scale = (x.cpu().double().flatten() if torch.is_tensor(x) else x for x in _statistics(vae, vae.device))
+    found = total / count
+    spread = (square / count - found.square()).sqrt()
+    raw = {"latents_mean": found / scale + mean, "latents_std": spread / scale}
+    return {**{name: values.tolist() for name, values in raw.items()}, "scaling_factor": 1.0}
 
 
 def _statistics(vae: ModelMixin, device: torch.device):
