@@ -27,7 +27,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.hooks._helpers import (
+    AttentionProcessorMetadata,
+    AttentionProcessorRegistry,
+    TransformerBlockMetadata,
+    TransformerBlockRegistry,
+)
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -186,6 +191,13 @@ class KaleidoAttnProcessor:
             parallel_config=self._parallel_config,
         )
         return hidden.unflatten(1, query.shape[1:4]).to(query.dtype)
+
+
+# Guiders that skip attention ask what it is then taken to return: what it was given.
+AttentionProcessorRegistry.register(
+    KaleidoAttnProcessor,
+    AttentionProcessorMetadata(skip_processor_output_fn=lambda attn, hidden_states, *args, **kwargs: hidden_states),
+)
 
 
 class KaleidoAttention(nn.Module, AttentionModuleMixin):
