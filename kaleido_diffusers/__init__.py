@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from .models.autoencoder_taef2 import AutoencoderTAEF2
     from .models.reference_cache import KaleidoReferenceCache
     from .models.transformer_kaleido import KaleidoTransformer3DModel
+    from .pipelines.modular import (
+        KaleidoBlocks,
+        KaleidoEncodeBlocks,
+        KaleidoGuidance,
+        KaleidoMemoryBlocks,
+        KaleidoModularPipeline,
+    )
     from .pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline, KaleidoViewSynthesisPipelineOutput
     from .schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 
@@ -29,6 +36,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AutoencoderTAEF2",
     "Cameras",
+    "KaleidoBlocks",
+    "KaleidoEncodeBlocks",
+    "KaleidoGuidance",
+    "KaleidoMemoryBlocks",
+    "KaleidoModularPipeline",
     "KaleidoReferenceCache",
     "KaleidoTransformer3DModel",
     "KaleidoViewSynthesisPipeline",
@@ -47,6 +59,11 @@ __all__ = [
 _HOMES = {  # of the names above: the module that has them
     "AutoencoderTAEF2": ".models.autoencoder_taef2",
     "Cameras": ".geometry.cameras",
+    "KaleidoBlocks": ".pipelines.modular",
+    "KaleidoEncodeBlocks": ".pipelines.modular",
+    "KaleidoGuidance": ".pipelines.modular",
+    "KaleidoMemoryBlocks": ".pipelines.modular",
+    "KaleidoModularPipeline": ".pipelines.modular",
     "KaleidoReferenceCache": ".models.reference_cache",
     "KaleidoTransformer3DModel": ".models.transformer_kaleido",
     "KaleidoViewSynthesisPipeline": ".pipelines.pipeline_kaleido",

@@ -15,7 +15,16 @@ from types import ModuleType
 
 __all__ = ["register"]
 
-OURS = ("AutoencoderTAEF2", "KaleidoTransformer3DModel", "KaleidoViewSynthesisPipeline", "RectifiedFlowViewScheduler")
+OURS = (
+    "AutoencoderTAEF2",
+    "KaleidoBlocks",
+    "KaleidoEncodeBlocks",
+    "KaleidoMemoryBlocks",
+    "KaleidoModularPipeline",
+    "KaleidoTransformer3DModel",
+    "KaleidoViewSynthesisPipeline",
+    "RectifiedFlowViewScheduler",
+)
 
 _PACKAGE = __name__.split(".")[0]
 _SAVE_LOAD = ["save_pretrained", "from_pretrained"]
@@ -59,6 +68,11 @@ def _tell_single_files(loader: ModuleType) -> None:
     }
 
 
+def _tell_modular(modular: ModuleType) -> None:
+    """Blocks whose `model_name` is "kaleido" make a pipeline of our class."""
+    modular.MODULAR_PIPELINE_MAPPING["kaleido"] = lambda config=None: "KaleidoModularPipeline"
+
+
 def _state_dict_as_it_is(checkpoint: dict, **kwargs) -> dict:
     """`KaleidoSingleFileMixin` has converted it before diffusers asks."""
     return checkpoint
@@ -68,6 +82,7 @@ _TOLD: dict[str, Callable[[ModuleType], None]] = {
     "diffusers": _tell_diffusers,
     "diffusers.pipelines.pipeline_loading_utils": _tell_pipelines,
     "diffusers.loaders.single_file_model": _tell_single_files,
+    "diffusers.modular_pipelines.modular_pipeline": _tell_modular,
 }
 
 

@@ -13,6 +13,7 @@ from kaleido_diffusers.geometry.cameras import (
     check_rigid,
     convert_axes,
     farthest_views,
+    invert_intrinsics,
     invert_rigid,
     look_at,
     normalize_intrinsics,
@@ -289,6 +290,22 @@ def test_normalised_intrinsics_have_no_pixels():
     intrinsics = torch.tensor([[50.0, 0.0, 32.0], [0.0, 60.0, 20.0], [0.0, 0.0, 1.0]])
     expected = torch.tensor([[50 / 64, 0.0, 0.5], [0.0, 1.5, 0.5], [0.0, 0.0, 1.0]])
     torch.testing.assert_close(normalize_intrinsics(intrinsics, torch.tensor([40, 64])), expected)
+
+
+def test_upper_triangular_matrices_are_inverted_by_a_formula():
+    matrix = torch.tensor([[2.0, 1.0, 6.0], [0.0, 4.0, 8.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    by_hand = torch.tensor([[0.5, -0.125, -2.0], [0.0, 0.25, -2.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    assert torch.equal(invert_intrinsics(matrix), by_hand)
+    lenses = make_cameras(3, 2).intrinsics
+    torch.testing.assert_close(invert_intrinsics(lenses) @ lenses, torch.eye(3).double().expand(3, 2, 3, 3))
+
+
+@pytest.mark.parametrize("offset, gap, together", [(0, 0, True), (0, 1e-3, False), (5e3, 1e-4, True), (5e6, 5, False)])
+def test_cameras_in_one_place(offset, gap, together):
+    """Poses of a tripod that were stored in float32 differ in the last digits; maps count metres from far away."""
+    poses = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
+    poses[:, 0, 3] = offset + gap * torch.arange(3)
+    assert Cameras.from_fov(poses, 60.0, [8, 8]).in_one_place == together
 
 
 def test_numbers_keep_their_digits_and_belong_to_the_cameras():

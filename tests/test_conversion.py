@@ -225,6 +225,17 @@ CONTAINERS = {
 }
 
 
+def test_to_a_distributed_folder_and_back(pipe, state, tmp_path):
+    """What it was trained to predict and its shape come along."""
+    pipe.save_pretrained(tmp_path / "pipeline")
+    assert convert(tmp_path / "pipeline", tmp_path / "distributed", "--format", "distributed") == 0
+    assert (tmp_path / "distributed" / "state" / ".metadata").is_file()
+    assert convert(tmp_path / "distributed", tmp_path / "back") == 0
+    there = KaleidoViewSynthesisPipeline.from_pretrained(tmp_path / "back")
+    assert_same(there.transformer.state_dict(), state)
+    assert there.scheduler.config.prediction_type == pipe.scheduler.config.prediction_type
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is")
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_containers_go_round(name, pipe, state, tmp_path):

@@ -19,6 +19,7 @@ from test_warm_start import make_lumina2
 from world_assets import make_assets
 
 from kaleido_diffusers import cli, load_scene, sample_capture
+from kaleido_diffusers.cli.config_files import with_config_files
 
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +97,11 @@ def as_run(words: list[str]) -> list[list[str]]:
     return [words + SHORTER.get(" ".join(words[:2]), "").split()]
 
 
+def as_configured(words: list[str]) -> list[str]:
+    """With the settings of its `--config`, whose files lie in the repository."""
+    return with_config_files([str(ROOT / word) if word.endswith(".yaml") else word for word in words])
+
+
 def serves(words: list[str]) -> bool:
     return " ".join(words[:2]) in SERVERS and "--help" not in words
 
@@ -159,7 +165,7 @@ def test_documented_commands_are_understood_as_they_stand(page):
     shown = words_of("".join(blocks(page, "text")).splitlines())  # of data sets that are not here
     for words in [*block_commands(page), *text_commands(page), *(line for line in shown if line[0] == "kaleido")]:
         if words[0] == "kaleido" and "--help" not in words:
-            tyro.extras.subcommand_cli_from_dict(cli.VERBS, args=words[1:])
+            tyro.extras.subcommand_cli_from_dict(cli.VERBS, args=as_configured(words[1:]))
         elif words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 

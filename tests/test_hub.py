@@ -252,6 +252,32 @@ def test_push_to_hub_gives_the_same_card(server, alice, scene, pipes):
     assert "pipeline.py" in files and "half/pipeline.py" not in files
 
 
+def test_the_modular_form_is_pushed_and_loaded(server, alice, pipes):
+    code = f"""
+    from diffusers import ModularPipeline
+    from kaleido_diffusers import KaleidoGuidance, KaleidoModularPipeline
+    pipe = KaleidoModularPipeline.from_pretrained({str(pipes[0])!r})
+    pipe.load_components()
+    pipe.update_components(guider=KaleidoGuidance(2.5))
+    pipe.push_to_hub("alice/modular")
+    loaded = ModularPipeline.from_pretrained("alice/modular")
+    loaded.load_components()
+    assert loaded.guider.guidance_scale == 2.5
+    standard = KaleidoViewSynthesisPipeline.from_pretrained("alice/modular")
+    for one, other in zip(loaded.transformer.parameters(), standard.transformer.parameters(), strict=True):
+        assert torch.equal(one, other)
+    """
+    alice.run(code)
+    repo = server.repos["alice/modular"]
+    files = repo.commits[repo.branches["main"]]
+    index = json.loads(files["modular_model_index.json"])
+    for name in ("transformer", "scheduler", "guider"):
+        spec = index[name][2]
+        assert (spec["pretrained_model_name_or_path"], spec["subfolder"]) == ("alice/modular", name)
+    assert "modular_config.json" not in files and "pipeline.py" in files
+    assert 'from_pretrained("alice/modular")' in card_of(server, "alice/modular").text
+
+
 def test_a_broken_upload_goes_on_where_it_was(server, alice, pipes, tmp_path):
     pipe = make_pipeline(seed=5)
     pipe.transformer.save_pretrained(tmp_path / "transformer", max_shard_size="100KB")

@@ -17,6 +17,7 @@ from kaleido_diffusers.models.latents import (
     encode_views,
     latent_channels,
     load_autoencoder,
+    measure_statistics,
 )
 from kaleido_diffusers.models.precision import fast_dtype, product_speed
 from kaleido_diffusers.training.config import ModelConfig, TrainConfig
@@ -127,6 +128,24 @@ def test_latents_are_scaled_and_shifted_as_the_config_says(vae, ratio, channels)
     pictures = decode_views(vae, latents)
     torch.testing.assert_close(pictures[1, 2:], vae.decode(raw).sample, atol=1e-5, rtol=1e-4)
     assert encode_views(vae, pixels[:, :0]).shape == (2, 0, channels, 16 // ratio, 16 // ratio)
+
+
+@pytest.mark.parametrize("make", [small_dc, small_kl, small_taef2])
+@torch.no_grad()
+def test_statistics_are_measured_once_and_stored(make, tmp_path):
+    """Latents of the views that were measured have mean 0 and spread 1 in each channel, after saving and loading too,
+    and come back as the same pictures."""
+    vae = make()
+    views = torch.rand(3, 4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    pictures = decode_views(vae, encode_views(vae, views))
+    vae.register_to_config(**measure_statistics(vae, views))
+    vae.save_pretrained(tmp_path)
+    again = load_autoencoder(tmp_path)
+    latents = encode_views(again, views)
+    std, mean = torch.std_mean(latents, dim=(0, 1, 3, 4), correction=0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
+    torch.testing.assert_close(std, torch.ones_like(std), atol=1e-4, rtol=0)
+    torch.testing.assert_close(decode_views(again, latents), pictures, atol=1e-4, rtol=1e-4)
 
 
 def test_pixels_pass_without_an_autoencoder():

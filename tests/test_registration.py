@@ -54,6 +54,16 @@ def test_the_index_names_the_package(saved):
     assert index["prediction_type"] == "sample"
 
 
+def test_a_saved_folder_loads_by_its_own_code(saved, tmp_path):
+    """As pushed repositories do: with the package installed and not imported."""
+    code = """
+    from diffusers import DiffusionPipeline
+    pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    assert run(pipe).shape == (1, 3, 8, 8)
+    """
+    fresh(code, saved, env={"HF_HOME": str(tmp_path / "home")})
+
+
 @pytest.mark.parametrize("loader", ["KaleidoViewSynthesisPipeline", "DiffusionPipeline"])
 def test_pipelines_load(saved, loader, tmp_path):
     module = "kaleido_diffusers" if loader.startswith("Kaleido") else "diffusers"

@@ -4,6 +4,7 @@ checkpoints and what comes out."""
 import json
 import multiprocessing
 import os
+import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,11 @@ from test_trainer import MODEL, make_config
 from torch.distributed.tensor import DTensor
 
 from kaleido_diffusers import KaleidoTransformer3DModel, KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
+from kaleido_diffusers.bundled import bundled_checkpoint
 from kaleido_diffusers.cli import main
-from kaleido_diffusers.training.config import LoraOptions, TrainConfig
+from kaleido_diffusers.loaders.formats import open_weights
+from kaleido_diffusers.training.checkpoints import latest_checkpoint
+from kaleido_diffusers.training.config import LoraOptions, ModelConfig, TrainConfig
 from kaleido_diffusers.training.loop import Trainer
 from kaleido_diffusers.training.muon import Muon, orthogonalized
 
@@ -171,6 +175,46 @@ def test_shards_train_as_one_process_and_a_run_goes_from_4_to_2_to_1_to_4(tmp_pa
     )
     assert shipped.keys() == averaged.keys() and all(torch.equal(shipped[name], averaged[name]) for name in shipped)
     assert not all(torch.equal(shipped[name], raw[name]) for name in shipped)
+
+
+@pytest.mark.slow
+def test_killed_within_a_save_it_goes_on_in_another_number_of_processes(tmp_path):
+    """SIGKILL for both while a checkpoint is being written. What was there is whole, and equal to the bit to that of a
+    run that nobody disturbed; one process goes on from it."""
+    config = make_config(tmp_path / "alone", **{**EXACT, "save_every": 1, "steps": 12})
+    whole, killed = sharded(config, "whole"), sharded(config, "killed")
+    together(2, (Trainer, whole))
+    group = processes(2, (Trainer, killed))
+    while not any(
+        int(path.parts[-2].split("-")[1][:-5]) > 3 for path in killed.output.glob(".checkpoint-*.part/state")
+    ):
+        assert all(process.is_alive() for process in group)
+        time.sleep(0.001)
+    for process in group:
+        process.kill()
+        process.join()
+    assert list(killed.output.glob(".checkpoint-*.part")), "killed within a save"
+    newest = latest_checkpoint(killed.output)
+    theirs, ours = (open_weights(run / newest.name / "state") for run in (whole.output, killed.output))
+    assert 60 < len(ours.keys) == len(theirs.keys)
+    assert all(torch.equal(ours.fetch(key), theirs.fetch(key)) for key in ours.keys)
+    Trainer(killed).train()
+    assert not list(killed.output.glob(".checkpoint-*.part"))
+    lines = (json.loads(line) for line in (killed.output / "log.jsonl").read_text().splitlines())
+    told = {line["step"]: line["loss"] for line in lines if "loss" in line}  # a step that was done again counts
+    assert list(told.values()) == pytest.approx(losses(whole.output).tolist(), abs=1e-5) and len(told) == 12
+
+
+@pytest.mark.slow
+def test_the_checkpoint_that_ships_goes_on_in_shards(tmp_path):
+    """On latents of its own autoencoder, at its own size."""
+    settings = {"init_from": Path(bundled_checkpoint()), "prediction_type": "velocity", "size": 128, "batch": 2}
+    settings |= {"views": 4, "scenes": 2, "scene_views": 4, "steps": 3, "model": ModelConfig()}
+    config = replace(make_config(tmp_path / "alone", **EXACT), data=("object",), in_memory=True, **settings)
+    Trainer(config).train()
+    together(2, (Trainer, sharded(config, "two")))
+    torch.testing.assert_close(losses(tmp_path / "two"), losses(tmp_path / "alone"), rtol=0, atol=1e-5)
+    assert len(losses(tmp_path / "two")) == 3
 
 
 def test_muon_is_that_of_torch_to_the_bit():

@@ -121,6 +121,28 @@ def test_int8_by_torchao(full, tmp_path):
     assert 0 < error < 0.5 and abs(score - its_score) < 0.5
 
 
+@with_torchao
+@pytest.mark.filterwarnings("ignore")
+def test_activations_in_int8_too(tmp_path):
+    """Every matrix, the last one too, which has nothing to do while references are encoded."""
+    from diffusers import TorchAoConfig
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+
+    pipe = make_pipeline(num_layers=1, ffn_dim=64)
+    pipe.save_pretrained(tmp_path)
+    config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
+    options = {"num_inference_steps": 2, "output_type": "pt", "fov": 50.0}
+    images, poses = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.eye(4).repeat(3, 1, 1)
+    poses[:, 0, 3] = torch.arange(3)
+    expected = pipe(images, poses, generator=torch.Generator().manual_seed(0), **options).images
+    pipe.transformer = KaleidoTransformer3DModel.from_pretrained(
+        tmp_path, subfolder="transformer", quantization_config=config, dtype=torch.float32
+    )
+    views = pipe(images, poses, generator=torch.Generator().manual_seed(0), **options).images
+    assert type(pipe.transformer.proj_out.weight.data) is not torch.Tensor, "it is quantised"
+    assert 0 < (views - expected).abs().max() < 0.2
+
+
 def test_the_table_of_variants(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--steps", "1"])
     runpy.run_path(str(SCRIPT), run_name="__main__")

@@ -237,8 +237,7 @@ def _lens(camera: Cameras) -> dict[str, float]:
 def _ngp_box(cameras: Cameras) -> dict:
     """instant-ngp trains inside a box `aabb_scale` wide around (0.5, 0.5, 0.5) and places cameras there by
     `scale * center + offset`."""
-    centers = cameras.centers
-    together = (centers - centers[0]).norm(dim=-1).max() <= 1e-9 * centers.abs().max()
+    centers, together = cameras.centers, cameras.in_one_place
     focus = centers[0] if together else focus_point(cameras)
     reach = 1.0 if together else float((centers - focus).norm(dim=-1).max())
     scale = 1.32 / reach

@@ -36,6 +36,7 @@ __all__ = [
     "save_image",
     "tensor_to_image",
     "to_rgb",
+    "to_uint8",
     "upright_turns",
 ]
 
@@ -254,8 +255,16 @@ def tensor_to_image(tensor: torch.Tensor) -> PIL.Image.Image:
     Args:
         tensor (`torch.Tensor`): `[3, H, W]` in [0, 1].
     """
-    array = (tensor.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return PIL.Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+    return PIL.Image.fromarray(to_uint8(tensor.detach()).permute(1, 2, 0).cpu().numpy())
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Images in [0, 1] as the nearest of 256 levels; what lies outside is cut off.
+
+    Args:
+        images (`torch.Tensor`): of any shape, floating point.
+    """
+    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def save_image(image: PIL.Image.Image, path: str | os.PathLike, **options) -> Path:

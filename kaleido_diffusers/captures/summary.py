@@ -154,7 +154,7 @@ def _pose_warnings(cameras: Cameras, times: torch.Tensor | None, extent: float, 
         return []
     found = []
     centers = cameras.centers
-    if extent <= 1e-6 * float(centers.abs().max()):
+    if cameras.in_one_place:
         found.append("All cameras stand at one spot: nothing tells how far away the scene is.")
     away = (centers - centers.median(dim=0).values).norm(dim=-1)
     gaps = neighbour_distances(centers)

@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from .._version import __version__
+from .config_files import with_config_files
 from .errors import Verb, plain, run_verb
 from .settings import (
     ConvertSettings,
@@ -46,7 +47,7 @@ VERBS: dict[str, type] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns its exit status. What goes wrong is said in one line on standard error, see [`run_verb`];
-    `--debug` among the words shows tracebacks.
+    `--debug` among the words shows tracebacks, and `--config` names YAML files of settings, see [`with_config_files`].
 
     Args:
         arguments (`Sequence[str]`, *optional*):
@@ -59,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         print(f"kaleido {__version__}")
         return 0
+    try:
+        words = with_config_files(words)
+    except (OSError, ValueError) as error:
+        print(f"kaleido: {plain(str(error))}", file=sys.stderr)
+        return 1
     if words and words[0] in VERBS:  # alone, so that what is suggested for a mistake is an option of the same verb
         settings = tyro.cli(VERBS[words[0]], prog=f"kaleido {words[0]}", args=words[1:])
     else:

@@ -17,7 +17,10 @@ from ..loaders.errors import CheckpointError
 from ..loaders.fitting import convert_weights, load_transformer
 from ..loaders.names import read_renames
 from ..loaders.writing import write_safetensors
+from ..models.latents import load_autoencoder
+from ..models.onnx_export import export_onnx
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
+from ..pipelines.hub import write_code
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from .loading import say_next
@@ -39,12 +42,16 @@ class Convert(ConvertSettings):
         print(f"{source}: {len(checkpoint.tensors)} tensors, {checkpoint.weights} weights")
         pipe = self._pipeline(checkpoint)
         self.output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        if self.output.suffix == ".safetensors":
+        if self.onnx:
+            self._write_onnx(pipe, Path(source))
+        elif self.output.suffix == ".safetensors":
             self._write_file(pipe)
+        elif self.format == "distributed":
+            self._write_distributed(pipe)
         else:
             self._write_folder(pipe, Path(source))
-        if (Path(source) / "vae").is_dir() and self.output.is_file():
-            print("  the VAE of the pipeline stays behind: a single file holds the transformer alone")
+        if (Path(source) / "vae").is_dir() and not (self.output / "vae").is_dir():
+            print("  the VAE of the pipeline stays behind: what was written holds the transformer alone")
         print(f"wrote {self.output}")
         say_next("info", self.output)
 
@@ -61,6 +68,18 @@ class Convert(ConvertSettings):
             print(f"  {key:<20} {value}" + (" (assumed)" if key in assumed else ""))
         return KaleidoViewSynthesisPipeline(transformer, scheduler)
 
+    def _write_onnx(self, pipe: KaleidoViewSynthesisPipeline, source: Path) -> None:
+        transformer = pipe.transformer
+        for name, parameter in transformer.named_parameters():
+            parameter.data = parameter.data.to(self._dtype_of(name, "float32" if self.dtype == "keep" else self.dtype))
+        vae = load_autoencoder(source).float() if (source / "vae").is_dir() else None
+        print("  tracing, which takes minutes")
+        with folder_written_whole(self.output) as part:
+            transformer.save_config(part)
+            pipe.scheduler.save_config(part)
+            for file in export_onnx(part, transformer, vae):
+                print(f"  {file.name}")
+
     def _write_file(self, pipe: KaleidoViewSynthesisPipeline) -> None:
         tensors = pipe.transformer.state_dict()
         header = {
@@ -75,7 +94,19 @@ class Convert(ConvertSettings):
             pipe.scheduler.save_pretrained(part / "scheduler")
             pipe.transformer.save_config(part / "transformer")
             self._write_shards(pipe.transformer.state_dict(), part / "transformer")
+            write_code(part)
             _carry_over(source, part)
+
+    def _write_distributed(self, pipe: KaleidoViewSynthesisPipeline) -> None:
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        tensors = pipe.transformer.state_dict()
+        dtypes = self._dtypes(tensors)
+        weights = {name: tensor.to(dtypes[name]) for name, tensor in tensors.items()}
+        with folder_written_whole(self.output) as part:
+            pipe.scheduler.save_pretrained(part / "scheduler")
+            pipe.transformer.save_config(part / "transformer")
+            save({"model": weights}, checkpoint_id=part / "state", no_dist=True)
 
     def _write_shards(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
         """As `save_pretrained`, without holding a shard in memory."""
@@ -95,9 +126,12 @@ class Convert(ConvertSettings):
         """Precision of each tensor, by the rule of `from_pretrained`."""
         if self.dtype == "keep":
             return {name: tensor.dtype for name, tensor in tensors.items()}
-        kept = set(KaleidoTransformer3DModel._keep_in_fp32_modules)
-        wide = {name: kept & set(name.split(".")) for name in tensors}
-        return {name: torch.float32 if wide[name] else getattr(torch, self.dtype) for name in tensors}
+        return {name: self._dtype_of(name, self.dtype) for name in tensors}
+
+    @staticmethod
+    def _dtype_of(name: str, dtype: str) -> torch.dtype:
+        kept = set(KaleidoTransformer3DModel._keep_in_fp32_modules) & set(name.split("."))
+        return torch.float32 if kept else getattr(torch, dtype)
 
 
 def _carry_over(source: Path, folder: Path) -> None:

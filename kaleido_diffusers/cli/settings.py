@@ -293,13 +293,15 @@ class ConfigOptions:
 @dataclass
 class ConvertSettings:
     """Turns a checkpoint into a folder that diffusers loads, or, where `--output` ends in `.safetensors`, into a file.
-    Reads safetensors, `.pt`/`.pth`/`.bin`/`.ckpt` (weights alone), sharded safetensors, and folders: of
+    Reads safetensors, GGUF, `.pt`/`.pth`/`.bin`/`.ckpt` (weights alone), sharded safetensors, and folders: of
     torch.distributed.checkpoint, of a pipeline, of a transformer, of training."""
 
     source: Annotated[str, tyro.conf.Positional]
     """What to convert: a file, a folder, or `bundled`."""
     output: Path
     """A folder, or a file that ends in `.safetensors`. Nothing is written over."""
+    format: Literal["diffusers", "distributed"] = "diffusers"
+    """What a folder is written for: `distributed` is what sharded training keeps (torch.distributed.checkpoint)."""
     weights: Literal["auto", "raw", "ema"] = "auto"
     """Which weights; `auto` takes averaged ones where there are any."""
     dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
@@ -310,6 +312,9 @@ class ConvertSettings:
     """The output layer (and a patch embedding that is a matrix) has patches as rows, columns, channels."""
     max_shard_size: str = "10GB"
     """Largest file of weights in a folder."""
+    onnx: bool = False
+    """Write a folder of ONNX graphs, computed in float32, or in what `--dtype` says: `transformer.onnx` for views that
+    attend to a memory, `transformer_uncached.onnx` for references and targets in one pass, and the autoencoder."""
     config: Annotated[ConfigOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=ConfigOptions)
     """What shapes do not tell."""
 

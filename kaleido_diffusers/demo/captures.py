@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..bundled import sample_capture
+from ..captures.images import to_uint8
 from ..captures.pictures import points_near
 from ..captures.readers import load_scene
 from ..captures.scene import Scene
@@ -68,7 +69,7 @@ def small_capture(scene: Scene, size: int, notes: Sequence[str] = ()) -> Capture
         points = points_near(scene.points[:: -(-len(scene.points) // _POINTS)].to(cameras.centers), cameras.centers)
     return Capture(
         name=scene.name,
-        views=Views.seen((fitted * 255).round().to(torch.uint8), ViewGeometry.of(cameras)),
+        views=Views.seen(to_uint8(fitted), ViewGeometry.of(cameras)),
         held_out=views[0] if all(views) else [],
         points=points,
         notes=tuple(notes),

@@ -25,6 +25,7 @@ __all__ = [
     "check_rigid",
     "convert_axes",
     "farthest_views",
+    "invert_intrinsics",
     "invert_rigid",
     "look_at",
     "normalize_intrinsics",
@@ -53,6 +54,18 @@ def invert_rigid(b_from_a: torch.Tensor) -> torch.Tensor:
     a_from_b[..., :3, 3:] = -(rotation @ b_from_a[..., :3, 3:])
     a_from_b[..., 3, 3] = 1.0
     return a_from_b
+
+
+def invert_intrinsics(intrinsics: torch.Tensor) -> torch.Tensor:
+    """The inverse of upper triangular matrices with a last row of [0, 0, 1], written down: no solve, which ONNX does
+    not know.
+
+    Args:
+        intrinsics (`torch.Tensor`): `[..., 3, 3]`, in any unit.
+    """
+    (fx, skew, cx), (_, fy, cy), (_, zero, one) = (row.unbind(-1) for row in intrinsics.unbind(-2))
+    entries = [1 / fx, -skew / (fx * fy), (skew * cy - cx * fy) / (fx * fy), zero, 1 / fy, -cy / fy, zero, zero, one]
+    return torch.stack(entries, dim=-1).unflatten(-1, (3, 3))
 
 
 def check_rigid(poses: torch.Tensor, name: str = "poses") -> None:
@@ -399,6 +412,12 @@ class Cameras:
         return self.world_from_camera[..., :3, 3]
 
     @property
+    def in_one_place(self) -> bool:
+        """Whether all centres are the same but for what float32 cannot tell apart, as in a panorama from a tripod."""
+        centers = self.centers.reshape(-1, 3)
+        return not len(centers) or bool((centers - centers[0]).abs().amax() <= 1e-7 * centers.abs().amax())
+
+    @property
     def forward(self) -> torch.Tensor:
         """Unit viewing directions in the world, `[..., 3]`."""
         return self.world_from_camera[..., :3, 2]
@@ -553,7 +572,7 @@ class Cameras:
     def unproject(self, pixels: torch.Tensor, depths: torch.Tensor) -> torch.Tensor:
         """The world points `[..., P, 3]` seen at `pixels` `[..., P, 2]` (x, y) and `depths` `[..., P]`."""
         pixels = F.pad(pixels.to(self.intrinsics), (0, 1), value=1.0)
-        points_camera = pixels @ torch.linalg.inv(self.intrinsics).mT * depths.to(pixels).unsqueeze(-1)
+        points_camera = pixels @ invert_intrinsics(self.intrinsics).mT * depths.to(pixels).unsqueeze(-1)
         rotation, translation = self.world_from_camera[..., :3, :3], self.world_from_camera[..., :3, 3]
         return points_camera @ rotation.mT + translation.unsqueeze(-2)
 

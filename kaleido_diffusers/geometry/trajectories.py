@@ -340,8 +340,7 @@ def _focus(cameras: Cameras, focus: torch.Tensor | None) -> torch.Tensor:
         if focus.shape != (3,) or not focus.isfinite().all():
             raise ValueError(f"`focus` must be a finite point [3], got {focus.tolist()}.")
         return focus
-    centers = cameras.centers
-    if (centers - centers[0]).norm(dim=-1).max() <= 1e-9 * centers.abs().max().clamp_min(1e-9):
+    if cameras.in_one_place:
         raise ValueError(
             "Cameras in one place do not tell how far away the scene is: pass `focus`, a point [3] of it."
         )

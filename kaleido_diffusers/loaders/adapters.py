@@ -170,6 +170,8 @@ class KaleidoAdapterMixin(PeftAdapterMixin):
         super().load_lora_adapter(source, prefix=prefix, hotswap=hotswap, **kwargs)
         align_weights(self)
         fresh = {kwargs["adapter_name"]} if hotswap else set(self.__dict__.get("peft_config") or ()) - before
+        if not fresh:
+            raise ValueError(f"Nothing was loaded: no name of the weights begins with {prefix!r}.")
         self._adapters_changed(fresh)
         self._refuse_useless(fresh)
         for adapter in fresh if swaps else ():

@@ -50,8 +50,9 @@ def read_checkpoint(
 
     Args:
         path (`str` or `os.PathLike`):
-            A `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt` file, an index of safetensors shards, or a folder: of a
-            pipeline, of a transformer, a `checkpoint-N` of training, or one of torch.distributed.checkpoint.
+            A `.safetensors`, `.gguf`, `.pt`, `.pth`, `.bin` or `.ckpt` file, an index of safetensors shards, or a
+            folder: of a pipeline, of a transformer, a `checkpoint-N` of training, or one of
+            torch.distributed.checkpoint.
         weights (`str`, defaults to `"auto"`):
             `"raw"` or averaged (`"ema"`) ones; `"auto"` takes averaged ones where there are any.
         renames (`list[tuple[str, str | None]]`, *optional*):

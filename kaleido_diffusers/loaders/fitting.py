@@ -69,7 +69,7 @@ def infer_config(
             f"The config cannot be told from the shapes, for want of {', '.join(absent)}. There are {', '.join(held)}."
             " --rename takes rules for other names."
         )
-    shapes = {name: tensors[name].shape for name in needed}
+    shapes = {name: _shape(tensors[name]) for name in needed}
     width, head = shapes[f"{block}.norm1.weight"][0], shapes[f"{block}.attn.norm_q.weight"][0]
     key_rows = (shapes[keys][0] - width) // 2 if keys == fused else shapes[keys][0]
     if width % head or key_rows < head or key_rows % head:
@@ -125,10 +125,12 @@ def convert_weights(
     checkpoint: Checkpoint,
     given: Mapping[str, Any] | None = None,
     channels_last_patches: bool = False,
+    keep_quantized: bool = False,
 ) -> ConvertedWeights:
     """
     Fits weights to our transformer: fused layers are split; patch embeddings that are convolutions or transposed, and
-    modulation tables with an axis of one, become ours. Tensors stay memory mapped.
+    modulation tables with an axis of one, become ours. Tensors stay memory mapped; those that GGUF has quantised
+    become float32.
 
     Args:
         model_class (`type`): [`KaleidoTransformer3DModel`].
@@ -136,12 +138,16 @@ def convert_weights(
         given (`Mapping[str, Any]`, *optional*): entries of the config, which go before those that the checkpoint has.
         channels_last_patches (`bool`, defaults to `False`): whether the output layer, and a patch embedding that is a
             matrix, have a patch as rows, columns, channels, as DiT's, not channels first.
+        keep_quantized (`bool`, defaults to `False`): leave the matrices of the blocks as GGUF has them.
 
     Raises:
         [`CheckpointError`]: names every tensor that is left over, missing or of a wrong shape.
     """
     given = dict(given or {})
-    tensors, assumed = dict(checkpoint.tensors), []
+    tensors, assumed = {}, []
+    for name, tensor in checkpoint.tensors.items():
+        kept = keep_quantized and tensor.ndim == 2 and re.search(r"\.(attn|ff)\.", name)
+        tensors[name] = _dequantized(tensor) if _is_gguf(tensor) and not kept else tensor
     if checkpoint.config is not None:
         stored = {key: value for key, value in checkpoint.config.items() if not key.startswith("_")}
         config = {**stored, **given}
@@ -152,7 +158,7 @@ def convert_weights(
     wrong = _split_fused(tensors, expected)
     for name in [name for name in tensors if name in expected]:
         fitted = _fitted(name, tensors[name], expected[name].shape)
-        if fitted is None or fitted.dtype not in DTYPE_NAMES:
+        if fitted is None or not (fitted.dtype in DTYPE_NAMES or _is_gguf(fitted)):
             form = f"{list(tensors[name].shape)} in {tensors[name].dtype}".replace("torch.", "")
             wrong[name] = f"{name} (is {form}, must be {list(expected[name].shape)} in floating point)"
         elif channels_last_patches and name == "patch_embed.weight" and tensors[name].ndim == 2:
@@ -207,6 +213,21 @@ def on_meta(model_class: type[ModelMixin], config: Mapping[str, Any]) -> ModelMi
         raise CheckpointError(f"The config says what no model can be made of: {error}.") from error
 
 
+def _is_gguf(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, "quant_shape")
+
+
+def _dequantized(tensor: torch.Tensor) -> torch.Tensor:
+    from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor  # which needs the package gguf
+
+    return dequantize_gguf_tensor(tensor).float()
+
+
+def _shape(tensor: torch.Tensor) -> torch.Size:
+    """Of the values: GGUF's blocks of bytes have another."""
+    return torch.Size(getattr(tensor, "quant_shape", tensor.shape))
+
+
 def _parts_of(name: str) -> list[str]:
     """Our names of the layers in a fused one; none for other names."""
     stem, _, end = name.rpartition(".")
@@ -225,7 +246,7 @@ def _split_fused(tensors: dict[str, torch.Tensor], expected: Mapping[str, torch.
         sizes = [expected[part].shape[0] for part in parts]
         if double:
             wrong[name] = f"{name} (beside {', '.join(double)})"
-        elif tensors[name].shape != (sum(sizes), *expected[parts[0]].shape[1:]):
+        elif _shape(tensors[name]) != (sum(sizes), *expected[parts[0]].shape[1:]):
             wrong[name] = (
                 f"{name} (is {list(tensors[name].shape)}, must be {[sum(sizes), *expected[parts[0]].shape[1:]]})"
             )
@@ -236,7 +257,7 @@ def _split_fused(tensors: dict[str, torch.Tensor], expected: Mapping[str, torch.
 
 def _fitted(name: str, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor | None:
     """The tensor in our shape, if it is the same in another form."""
-    if weight.shape == shape:
+    if _shape(weight) == shape:
         return weight
     if name == "patch_embed.weight":
         if weight.ndim > 2:  # a convolution, over one frame where it has time

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.model_loading_utils import load_gguf_checkpoint
 from safetensors import safe_open
 
 from .errors import CheckpointError
@@ -30,13 +31,14 @@ class OpenedWeights(NamedTuple):
 
 
 def is_weights_file(path: str | os.PathLike) -> bool:
-    """Whether a file is named as weights are: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt`, or a shard index.
+    """Whether a file is named as weights are: `.safetensors`, `.gguf`, `.pt`, `.pth`, `.bin`, `.ckpt`, or an index of
+    shards.
 
     Args:
         path (`str` or `os.PathLike`): the file.
     """
     name = Path(path).name
-    return name.endswith((".safetensors", ".safetensors.index.json", *TORCH_SUFFIXES))
+    return name.endswith((".safetensors", ".safetensors.index.json", ".gguf", *TORCH_SUFFIXES))
 
 
 def open_weights(source: Path) -> OpenedWeights:
@@ -55,7 +57,10 @@ def open_weights(source: Path) -> OpenedWeights:
         return _open_safetensors(source)
     if source.suffix in TORCH_SUFFIXES:
         return _open_torch(source)
-    raise CheckpointError(f"{source}: weights are .safetensors, {', '.join(TORCH_SUFFIXES)}, or an .index.json.")
+    if source.suffix == ".gguf":
+        return _open_gguf(source)
+    listed = ", ".join((".safetensors", ".gguf", *TORCH_SUFFIXES))
+    raise CheckpointError(f"{source}: weights are {listed}, or an .index.json.")
 
 
 def _only_weights_file(folder: Path) -> Path:
@@ -125,6 +130,16 @@ def open_dict(content: Any, path: str) -> OpenedWeights:
 
     flatten(content, "")
     return OpenedWeights(flat, flat.__getitem__, {})
+
+
+def _open_gguf(path: Path) -> OpenedWeights:
+    """Tensors of GGUF, quantised ones as diffusers' `GGUFParameter`."""
+    try:
+        return open_dict(load_gguf_checkpoint(path), str(path))
+    except ImportError as error:
+        raise ImportError(f"{path}: GGUF files are read by another package: pip install gguf") from error
+    except Exception as error:  # at damaged files its reader raises anything
+        raise _unreadable(path, error) from error
 
 
 def _open_distributed(folder: Path) -> OpenedWeights:

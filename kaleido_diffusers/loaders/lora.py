@@ -14,15 +14,27 @@
 
 """Adapters of a pipeline."""
 
+import os
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
 import torch
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.loaders.lora_base import _fetch_state_dict
 from diffusers.models.modeling_utils import ModelMixin
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from .adapter_files import AdapterInfo
+from .adapter_layouts import as_diffusers, metadata_of_peft
 
 
 __all__ = ["KaleidoLoraLoaderMixin"]
+
+CONFIG = "adapter_config.json"  # of PEFT
 
 
 class KaleidoLoraLoaderMixin(CogVideoXLoraLoaderMixin):
@@ -30,7 +42,11 @@ class KaleidoLoraLoaderMixin(CogVideoXLoraLoaderMixin):
 
     @classmethod
     def lora_state_dict(
-        cls, pretrained_model_name_or_path_or_dict, base: ModelMixin | None = None, **kwargs
+        cls,
+        pretrained_model_name_or_path_or_dict,
+        base: ModelMixin | None = None,
+        modules: Collection[str] | None = None,
+        **kwargs,
     ) -> dict[str, torch.Tensor] | tuple[dict[str, torch.Tensor], dict | None]:
         """
         The weights of an adapter, as in diffusers.
@@ -38,24 +54,42 @@ class KaleidoLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         Args:
             pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `dict`): a Hub id, folder, file or weights.
             base ([`KaleidoTransformer3DModel`], *optional*): refuse adapters that name another base.
+            modules (`Collection[str]`, *optional*): names of the transformer's modules, under which layouts of others
+                are brought; without them the weights keep their names.
             kwargs: as in diffusers, `return_lora_metadata` among them.
+
+        Raises:
+            `OSError`: where nothing is at that place.
         """
+        source = pretrained_model_name_or_path_or_dict
+        _check_place(source)
         with_metadata = kwargs.pop("return_lora_metadata", False)
         use_safetensors = kwargs.pop("use_safetensors", None)
         options = {"cache_dir", "proxies", "local_files_only", "token", "revision", "subfolder", "weight_name"}
-        state_dict, metadata, header = _fetch_state_dict(
-            pretrained_model_name_or_path_or_dict,
-            **{name: kwargs.get(name) for name in options},
-            force_download=kwargs.get("force_download", False),
-            use_safetensors=use_safetensors is not False,
-            allow_pickle=use_safetensors is None,
-            user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
-            return_file_metadata=True,
-        )
+        options = {name: kwargs.get(name) for name in options}
+        try:
+            state_dict, metadata, header = _fetch_state_dict(
+                source,
+                **options,
+                force_download=kwargs.get("force_download", False),
+                use_safetensors=use_safetensors is not False,
+                allow_pickle=use_safetensors is None,
+                user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
+                return_file_metadata=True,
+            )
+        except (OSError, ValueError) as error:
+            if isinstance(source, dict) or Path(source).exists():
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise OSError(f"{source}: no folder or file here, nor an adapter that the Hub gives ({reason})") from error
         info = AdapterInfo.from_header(header)
         if base is not None and info is not None:
             info.check_base(base)
-        state_dict = super().lora_state_dict(state_dict)
+        if metadata is None and any(key.startswith("base_model.model.") for key in state_dict):
+            metadata = _peft_metadata(source, options)
+        if modules is not None:
+            what = "these weights" if isinstance(source, dict) else source
+            state_dict = as_diffusers(state_dict, modules, what)
         return (state_dict, metadata) if with_metadata else state_dict
 
     def load_lora_weights(
@@ -84,14 +118,53 @@ class KaleidoLoraLoaderMixin(CogVideoXLoraLoaderMixin):
         """
         source = pretrained_model_name_or_path_or_dict
         base = self.transformer if check_base else None
-        before = set(getattr(self.transformer, "peft_config", None) or ())
+        modules = {name for name, _ in self.transformer.named_modules()}
         try:
-            super().load_lora_weights(source, adapter_name=adapter_name, hotswap=hotswap, base=base, **kwargs)
+            options = {"adapter_name": adapter_name, "hotswap": hotswap, "base": base, "modules": modules, **kwargs}
+            super().load_lora_weights(source, **options)
         except (ValueError, OSError, ImportError, MemoryError):
             raise
         except Exception as error:  # at damaged files, other shapes and foreign headers, libraries raise anything
             what = "these weights" if isinstance(source, dict) else source
             reason = " ".join(str(error).split())[:500]
             raise ValueError(f"The adapter {what} cannot be loaded. {type(error).__name__}: {reason}") from error
-        if not hotswap and set(getattr(self.transformer, "peft_config", None) or ()) == before:
-            raise ValueError("Nothing was loaded: none of the names of the weights is of an adapter of a transformer.")
+
+
+def _check_place(source: str | os.PathLike | dict) -> None:
+    """Raises `OSError` for what can be no Hub id, and is no folder or file either."""
+    if isinstance(source, dict) or Path(source).exists():
+        return
+    try:
+        if isinstance(source, os.PathLike):
+            raise HFValidationError
+        validate_repo_id(source)
+    except HFValidationError:
+        raise OSError(f"{source}: there is no such folder or file of an adapter.") from None
+
+
+def _peft_metadata(source: str | os.PathLike | dict, options: dict[str, Any]) -> dict[str, Any] | None:
+    """What PEFT's `adapter_config.json` beside the weights says; a warning where there is none."""
+    path = None
+    if not isinstance(source, dict):
+        place = Path(source)
+        folder = place.parent if place.is_file() else place / (options["subfolder"] or "")
+        if place.exists():
+            path = folder / CONFIG if (folder / CONFIG).is_file() else None
+        else:
+            path = _from_the_hub(str(source), options)
+    if path is None:
+        warnings.warn(
+            f"The adapter has PEFT's names and no {CONFIG} beside it: its scale (alpha / rank) is taken for 1.",
+            stacklevel=4,
+        )
+        return None
+    return metadata_of_peft(Path(path))
+
+
+def _from_the_hub(repo_id: str, options: dict[str, Any]) -> str | None:
+    names = ("cache_dir", "revision", "token", "subfolder")
+    wanted = {name: options[name] for name in names} | {"local_files_only": bool(options["local_files_only"])}
+    try:
+        return hf_hub_download(repo_id, CONFIG, **wanted)
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return None

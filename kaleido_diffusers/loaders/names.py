@@ -10,7 +10,16 @@ from typing import Literal
 from .errors import CheckpointError
 
 
-__all__ = ["RENAMES", "Renames", "WhichWeights", "read_renames", "rename", "select_weights"]
+__all__ = [
+    "RENAMES",
+    "TRANSPARENT",
+    "WRAPPERS",
+    "Renames",
+    "WhichWeights",
+    "read_renames",
+    "rename",
+    "select_weights",
+]
 
 Renames = list[tuple[str, str | None]]
 WhichWeights = Literal["auto", "raw", "ema"]

@@ -7,6 +7,7 @@ table (`names.py`), its config is inferred from shapes where nothing tells it, a
 
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,7 +36,9 @@ class KaleidoSingleFileMixin(FromOriginalModelMixin):
         **kwargs,
     ):
         """
-        As in diffusers, but needs no `config`: it comes from the file, or is inferred from its shapes.
+        As in diffusers, but needs no `config`: it comes from the file, or is inferred from its shapes. A warning says
+        what shapes did not tell. Of GGUF, matrices stay quantised with `quantization_config=GGUFQuantizationConfig()`,
+        and become floating point without.
 
         Args:
             pretrained_model_link_or_path_or_dict (`str`, `os.PathLike` or `Mapping`):
@@ -62,7 +65,15 @@ class KaleidoSingleFileMixin(FromOriginalModelMixin):
             where = {"subfolder": kwargs.get("subfolder"), "revision": kwargs.get("config_revision")}
             checkpoint.config = cls.load_config(kwargs["config"], **where, **hub)
         given = {name: kwargs.pop(name) for name in config_defaults(cls) if name in kwargs}
-        converted = convert_weights(cls, checkpoint, given, channels_last_patches)
+        quantized = kwargs.get("quantization_config") is not None
+        converted = convert_weights(cls, checkpoint, given, channels_last_patches, keep_quantized=quantized)
+        if converted.assumed:
+            listed = ", ".join(f"{name}={converted.config[name]}" for name in converted.assumed)
+            warnings.warn(
+                f"{checkpoint.path} does not say, and its shapes do not tell: {listed} are assumed. Pass those that"
+                " are otherwise, or `config=` with a folder or Hub id of the model.",
+                stacklevel=2,
+            )
         with tempfile.TemporaryDirectory() as folder:
             on_meta(cls, converted.config).save_config(folder)
             options = {**kwargs, "config": folder, "subfolder": None}

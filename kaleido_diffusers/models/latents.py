@@ -2,7 +2,9 @@
 trainer and shards: the autoencoder's scale, shift and statistics of its channels are applied here alone."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -16,11 +18,14 @@ from .autoencoder_taef2 import AutoencoderTAEF2
 __all__ = [
     "autoencoder_without_weights",
     "compression",
+    "decode_images",
     "decode_views",
+    "encode_images",
     "encode_views",
     "find_autoencoder",
     "latent_channels",
     "load_autoencoder",
+    "measure_statistics",
 ]
 
 _CHUNK = 32  # views that pass at once
@@ -119,15 +124,28 @@ def encode_views(vae: ModelMixin | None, pixels: torch.Tensor) -> torch.Tensor:
     if not pixels.numel():
         ratio = compression(vae)
         return pixels.new_zeros(*leading, latent_channels(vae), height // ratio, width // ratio)
-    latents = []
-    for chunk in pixels.reshape(-1, *pixels.shape[-3:]).split(_CHUNK):
-        encoded = vae.encode(chunk.to(vae.dtype, memory_format=torch.channels_last))
-        if hasattr(encoded, "latent_dist"):
-            latents.append(encoded.latent_dist.mode().float())
-        else:
-            latents.append((encoded.latents if hasattr(encoded, "latents") else encoded.latent).float())
+    chunks = pixels.reshape(-1, *pixels.shape[-3:]).split(_CHUNK)
+    return torch.cat([encode_images(vae, chunk) for chunk in chunks]).unflatten(0, leading)
+
+
+def encode_images(vae: ModelMixin, pixels: torch.Tensor) -> torch.Tensor:
+    """
+    Pixels to what the model sees, all at once: what [`encode_views`] does with a few views at a time.
+
+    Args:
+        vae (`ModelMixin`): the autoencoder.
+        pixels (`torch.Tensor` of shape `[V, 3, H, W]`): views in [-1, 1].
+
+    Returns:
+        `torch.Tensor` of shape `[V, C, h, w]`: float32.
+    """
+    encoded = vae.encode(pixels.to(vae.dtype, memory_format=torch.channels_last))
+    if hasattr(encoded, "latent_dist"):
+        latents = encoded.latent_dist.mode()
+    else:
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent
     mean, scale = _statistics(vae, pixels.device)
-    return ((torch.cat(latents) - mean) * scale).unflatten(0, leading)
+    return (latents.float() - mean) * scale
 
 
 def decode_views(vae: ModelMixin | None, latents: torch.Tensor) -> torch.Tensor:
@@ -143,13 +161,49 @@ def decode_views(vae: ModelMixin | None, latents: torch.Tensor) -> torch.Tensor:
     """
     if vae is None:
         return latents
+    chunks = latents.flatten(0, -4).split(_CHUNK)
+    return torch.cat([decode_images(vae, chunk) for chunk in chunks]).unflatten(0, latents.shape[:-3])
+
+
+def decode_images(vae: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
+    """
+    The inverse of [`encode_images`], up to what the autoencoder loses.
+
+    Args:
+        vae (`ModelMixin`): the autoencoder.
+        latents (`torch.Tensor` of shape `[V, C, h, w]`): what the model made.
+
+    Returns:
+        `torch.Tensor` of shape `[V, 3, H, W]`: float32, about in [-1, 1].
+    """
     mean, scale = _statistics(vae, latents.device)
-    flat = (latents.float() / scale + mean).flatten(0, -4)
-    images = [
-        vae.decode(chunk.to(vae.dtype, memory_format=torch.channels_last), return_dict=False)[0].float()
-        for chunk in flat.split(_CHUNK)
-    ]
-    return torch.cat(images).unflatten(0, latents.shape[:-3])
+    latents = (latents.float() / scale + mean).to(vae.dtype, memory_format=torch.channels_last)
+    return vae.decode(latents, return_dict=False)[0].float()
+
+
+def measure_statistics(vae: ModelMixin, views: Iterable[torch.Tensor]) -> dict[str, Any]:
+    """
+    Mean and standard deviation of each channel of the latents of `views`, as entries of the autoencoder's config with
+    which [`encode_views`] brings them to 0 and 1.
+
+    Args:
+        vae (`ModelMixin`): the autoencoder.
+        views (`Iterable[torch.Tensor]` of shape `[..., 3, H, W]`): in [-1, 1]; some hundred are enough.
+
+    Returns:
+        `dict[str, Any]`: `latents_mean`, `latents_std` and `scaling_factor`, for `vae.register_to_config`.
+    """
+    count, total, square = 0, torch.zeros(latent_channels(vae)).double(), torch.zeros(latent_channels(vae)).double()
+    for some in views:
+        latents = encode_views(vae, some).cpu().double().flatten(0, -4).transpose(0, 1).flatten(1)  # [C, ...]
+        count += latents.shape[1]
+        total += latents.sum(1)
+        square += latents.square().sum(1)
+    mean, scale = (x.cpu().double().flatten() if torch.is_tensor(x) else x for x in _statistics(vae, vae.device))
+    found = total / count
+    spread = (square / count - found.square()).sqrt()
+    raw = {"latents_mean": found / scale + mean, "latents_std": spread / scale}
+    return {**{name: values.tolist() for name, values in raw.items()}, "scaling_factor": 1.0}
 
 
 def _statistics(vae: ModelMixin, device: torch.device):

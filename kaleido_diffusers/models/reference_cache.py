@@ -88,6 +88,30 @@ class KaleidoReferenceCache:
         keys, values = self._layers[index].buffer[:, :, : self.num_views]
         return keys, values
 
+    def layers(self) -> torch.Tensor:
+        """Keys and values of all `"global"` layers in their order, `[layers, 2, B, num_views, L, heads, D]`: a memory
+        as one tensor, for programs that take nothing else."""
+        return torch.stack([self._layers[index].buffer[:, :, : self.num_views] for index in sorted(self._layers)])
+
+    @classmethod
+    def of_layers(
+        cls, layers: torch.Tensor, indices: Sequence[int], has_poses: bool = True, has_times: bool = True
+    ) -> "KaleidoReferenceCache":
+        """
+        The inverse of [`~KaleidoReferenceCache.layers`].
+
+        Args:
+            layers (`torch.Tensor`): `[layers, 2, B, num_views, L, heads, D]`.
+            indices (`Sequence[int]`): of the transformer's blocks that the layers belong to.
+            has_poses (`bool`, defaults to `True`): whether the views have cameras.
+            has_times (`bool`, defaults to `True`): whether the views have times.
+        """
+        cache = cls()
+        _, _, cache.batch_size, cache.num_views, cache.tokens_per_view = layers.shape[:5]
+        cache.has_poses, cache.has_times = has_poses, has_times
+        cache._layers = {index: LayerMemory(layer) for index, layer in zip(indices, layers)}
+        return cache
+
     def at(self, index: int, num_views: int) -> "LayerMemory":
         """The memory of one layer, to be extended by `num_views` views in a forward pass.
 
@@ -107,7 +131,7 @@ class KaleidoReferenceCache:
         Args:
             adapters (`AdapterState`, *optional*): of the forward pass.
         """
-        if not len(self):
+        if not self.num_views:
             self.adapters = adapters
         elif None not in (adapters, self.adapters) and adapters != self.adapters:
             raise ValueError(

@@ -27,7 +27,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.hooks._helpers import (
+    AttentionProcessorMetadata,
+    AttentionProcessorRegistry,
+    TransformerBlockMetadata,
+    TransformerBlockRegistry,
+)
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -35,7 +40,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 
-from ..geometry.cameras import invert_rigid
+from ..geometry.cameras import invert_intrinsics, invert_rigid
 from ..loaders.adapters import KaleidoAdapterMixin, scales_adapters
 from ..loaders.single_file import KaleidoSingleFileMixin
 from .config_checks import check_config
@@ -186,6 +191,13 @@ class KaleidoAttnProcessor:
             parallel_config=self._parallel_config,
         )
         return hidden.unflatten(1, query.shape[1:4]).to(query.dtype)
+
+
+# Guiders that skip attention ask what it is then taken to return: what it was given.
+AttentionProcessorRegistry.register(
+    KaleidoAttnProcessor,
+    AttentionProcessorMetadata(skip_processor_output_fn=lambda attn, hidden_states, *args, **kwargs: hidden_states),
+)
 
 
 class KaleidoAttention(nn.Module, AttentionModuleMixin):
@@ -347,7 +359,9 @@ class KaleidoRotaryEmbedding(nn.Module):
         turns = [self.theta ** -(torch.arange(0, dim, 2, **options) / max(dim, 1)) for dim in self.axes_dim]
         grid = torch.cat([x.reshape(-1, 1) * turns[0], y.reshape(-1, 1) * turns[1]], dim=-1)
         turn = (seconds * self.time_scale)[:, :, None, None] * turns[2]
-        angles = torch.cat([grid.expand(*seconds.shape, -1, -1), turn.expand(-1, -1, len(grid), -1)], dim=-1)
+        angles = torch.cat(
+            [grid.expand(*seconds.shape, -1, -1), turn.expand(-1, -1, grid.shape[0], -1)], dim=-1
+        )  # `len` is fixed in torch.export
         return angles.cos(), angles.sin()
 
 
@@ -544,6 +558,9 @@ class KaleidoTransformer3DModel(
         if cache is not None and groups.memory:
             tokens = (height // patch_size) * (width // patch_size)  # of all ranks
             cache.commit(sum(groups.memory), len(hidden_states), tokens, poses is not None, times is not None)
+        if not num_targets:  # encoded, and nothing to predict: kernels of 8 bits take no empty matrices
+            sample = hidden_states.new_empty(len(hidden_states), 0, self.out_channels, height, width)
+            return KaleidoTransformerOutput(sample=sample) if return_dict else (sample,)
         hidden_states = hidden_states[:, hidden_states.shape[1] - num_targets :]
         embedding = embedding[:, embedding.shape[1] - num_targets :]
         shift, scale = (embedding.unsqueeze(2) + self.scale_shift_table).to(hidden_states.dtype).unsqueeze(3).unbind(2)
@@ -626,13 +643,13 @@ class KaleidoTransformer3DModel(
                 raise ValueError(f"`num_targets` must lie between 1 and the {views} views, got {num_targets}.")
             return num_targets
         tokens = (height // config.patch_size) * (width // config.patch_size)
-        if len(cache) and (cache.batch_size, cache.tokens_per_view) != (batch, tokens):
+        if cache.num_views and (cache.batch_size, cache.tokens_per_view) != (batch, tokens):
             raise ValueError(
                 f"`cache` was made for {cache.batch_size} rows of views with {cache.tokens_per_view} tokens, but"
                 f" `hidden_states` has {batch} rows of views with {tokens} tokens."
             )
         for name, given, had in (("poses", poses, cache.has_poses), ("times", times, cache.has_times)):
-            if len(cache) and (given is not None) != had:
+            if cache.num_views and (given is not None) != had:
                 there = "with" if had else "without"
                 raise ValueError(f"`cache` holds views {there} `{name}`; those that attend to it must be given alike.")
         if num_targets not in (None, 0, views):
@@ -677,7 +694,9 @@ def _projection(
     lifted = torch.eye(4, device=poses.device, dtype=poses.dtype).repeat(*poses.shape[:2], 1, 1)
     lifted[..., :3, :3] = intrinsics.to(poses.dtype)
     lifted[..., :2, 2] -= 0.5
-    return lifted @ camera_from_world, poses @ torch.linalg.inv_ex(lifted).inverse
+    unlifted = lifted.clone()
+    unlifted[..., :3, :3] = invert_intrinsics(lifted[..., :3, :3])
+    return lifted @ camera_from_world, poses @ unlifted
 
 
 def _patchify(x: torch.Tensor, patch_size: int) -> torch.Tensor:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -38,14 +39,17 @@ from .memory import Encode, ViewMemory
 __all__ = [
     "GENERATION_ORDERS",
     "JOINS_MEMORY",
+    "as_asked",
     "branch",
     "check_count",
     "check_group_options",
     "check_prediction_type",
     "check_size",
+    "check_targets",
     "encode_memory",
     "group_joins",
     "make_noise",
+    "order_groups",
     "order_targets",
     "part_samples",
     "predict",
@@ -130,6 +134,25 @@ def check_prediction_type(scheduler: Scheduler, prediction_type: str) -> None:
             f" would take for a {taken!r}. Use `RectifiedFlowViewScheduler.from_config(scheduler.config,"
             f" prediction_type={prediction_type!r})`."
         )
+
+
+def check_targets(shown: ShownFrame, target_poses: Any, target_times: Any) -> None:
+    """Raises `ValueError` for targets without what the references of a memory have, and with what they lack.
+
+    Args:
+        shown (`ShownFrame`): of the memory.
+        target_poses (`Any`): as in a call.
+        target_times (`Any`): likewise.
+    """
+    for name, value, known in (
+        ("target_poses", target_poses, shown.frame),
+        ("target_times", target_times, shown.start),
+    ):
+        if (value is None) != (known is None):
+            raise ValueError(
+                f"`{name}` must {'not ' * (known is None)}be given with this `memory`: its references"
+                f" have {'no ' * (known is None)}{'cameras' if name == 'target_poses' else 'times'}."
+            )
 
 
 def make_noise(
@@ -287,6 +310,30 @@ def order_targets(
     return order
 
 
+def order_groups(
+    scenes: Sequence[ViewMemory],
+    targets: ViewGeometry,
+    generation_order: str,
+    views_per_group: int,
+    num_samples: int,
+) -> tuple[torch.Tensor, ...]:
+    """
+    The groups in which targets are generated: their numbers `[R, g]`.
+
+    Args:
+        scenes (`Sequence[ViewMemory]`): a memory for each scene.
+        targets (`ViewGeometry` with leading dimensions `[B, M]`): as the model is shown them.
+        generation_order (`str`): `"given"`, `"nearest"` or `"anchors"`.
+        views_per_group (`int`): g of all groups but the last.
+        num_samples (`int`): S.
+    """
+    orders = [
+        order_targets(scene.geometry, targets.rows([row]), generation_order, views_per_group)
+        for row, scene in enumerate(scenes)
+    ]
+    return torch.tensor(orders).repeat_interleave(num_samples, dim=0).split(views_per_group, dim=1)
+
+
 def group_joins(joins_memory: str, number: int) -> bool:
     """Whether later groups attend to the views of a group.
 
@@ -386,3 +433,38 @@ def predict(
         attention_kwargs=attention_kwargs,
         return_dict=False,
     )[0].float()
+
+
+# Outputs
+
+
+def as_asked(
+    image_processor: VaeImageProcessor, outputs: torch.Tensor, output_type: str, is_batch: bool, num_samples: int
+) -> Any:
+    """
+    Views as users get them: without a dimension for one scene, or for one sample.
+
+    Args:
+        image_processor (`VaeImageProcessor`): of the pipeline.
+        outputs (`torch.Tensor` of shape `[R, M, ...]`): views in [-1, 1], or latents.
+        output_type (`str`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
+        is_batch (`bool`): whether a batch of scenes was given, or one scene.
+        num_samples (`int`): S.
+
+    Raises:
+        `ValueError`: for what is not finite.
+    """
+    if not outputs.isfinite().all():
+        raise ValueError(
+            "The views came out as NaN or infinity. In float16 that is a model that needs bfloat16 or float32;"
+            " else its weights, an adapter, or an extreme `guidance_scale` or `camera_scale` are at fault."
+        )
+    outputs = outputs.unflatten(0, (-1, num_samples)).transpose(1, 2)  # [B, M, S, ...]
+    leading = [outputs.shape[0], outputs.shape[1], outputs.shape[2]]
+    leading = leading[not is_batch : 3 if leading[2] > 1 else 2]
+    images: Any = image_processor.postprocess(outputs.flatten(0, 2), output_type=output_type)
+    if output_type != "pil":
+        return images.reshape(*leading, *images.shape[1:])
+    for count in reversed(leading[1:]):
+        images = [images[i : i + count] for i in range(0, len(images), count)]
+    return images

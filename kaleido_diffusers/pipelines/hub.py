@@ -32,17 +32,18 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionN
 from huggingface_hub.utils import httpx
 
 from ..bundled import BUNDLED
-from ..files import written_whole
+from ..files import write_text, written_whole
 from ..loaders.adapter_files import AdapterInfo, read_adapter_info
 from ..loaders.fitting import on_meta
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 
 
-__all__ = ["explain_hub_error", "model_card", "push_folder", "update_card", "write_card"]
+__all__ = ["explain_hub_error", "model_card", "push_folder", "update_card", "write_card", "write_code"]
 
 logger = logging.get_logger(__name__)  # pylint: disable=invalid-name
 
 CARD, INDEX, SCORES, CODE = "README.md", "model_index.json", "scores.json", "pipeline.py"
+MODULAR_INDEX = "modular_model_index.json"
 PICTURES = {
     "test_photos.png": "Photos that training did not see: by the base, by the adapter, and as they are",
     "sheet.png": "Held-out views: references, generated, baselines, and as they are",
@@ -148,6 +149,18 @@ def update_card(card: ModelCard, fresh: ModelCard) -> ModelCard:
         new = [part[0] for part in parts.values() if part["heading"] and part["heading"].strip() not in lines]
         card.text = "\n\n".join([card.text.rstrip(), *new]) + "\n"
     return card
+
+
+def write_code(folder: str | os.PathLike) -> None:
+    """Writes the `pipeline.py` of a pipeline's folder, unless it has one: code that knows diffusers alone loads the
+    folder by it.
+
+    Args:
+        folder (`str` or `os.PathLike`): of a pipeline.
+    """
+    path = Path(folder) / CODE
+    if not path.exists():
+        write_text(path, PIPELINE_CODE)
 
 
 def write_card(folder: str | os.PathLike) -> Path:
@@ -364,6 +377,8 @@ def push_folder(
     contents = {name: path for name, path in files.items() if name != CARD}
     if INDEX in files:
         contents[INDEX] = _index_for_all(files[INDEX])
+    if MODULAR_INDEX in files:
+        contents[MODULAR_INDEX] = _modular_index_for(files[MODULAR_INDEX], repo_id, subfolder, files)
     operations = [CommitOperationAdd(prefix + name, content) for name, content in contents.items()]
     if not subfolder:
         if INDEX in files and CODE not in files:
@@ -394,6 +409,16 @@ def _index_for_all(path: Path) -> bytes:
         key: ["diffusers", *value[1:]] if isinstance(value, list) and value[:1] == [package] else value
         for key, value in index.items()
     }
+    return (json.dumps(index, indent=2) + "\n").encode()
+
+
+def _modular_index_for(path: Path, repo_id: str, subfolder: str | None, files: dict[str, Path]) -> bytes:
+    """`modular_model_index.json` with the repository as the place of the components that are uploaded with it."""
+    index = json.loads(path.read_text(encoding="utf-8"))
+    for name, entry in index.items():
+        if isinstance(entry, list) and len(entry) == 3 and any(file.startswith(f"{name}/") for file in files):
+            there = f"{subfolder}/{name}" if subfolder else name
+            entry[2] |= {"pretrained_model_name_or_path": repo_id, "subfolder": there}
     return (json.dumps(index, indent=2) + "\n").encode()
 
 

@@ -25,7 +25,7 @@ from ..geometry.views import ShownFrame, ViewGeometry
 from ..models.reference_cache import KaleidoReferenceCache
 
 
-__all__ = ["Encode", "SceneMemory", "ViewMemory"]
+__all__ = ["Encode", "SceneMemories", "SceneMemory", "ViewMemory"]
 
 # Encodes latents `[1, n, C, h, w]` and their geometry into a cache
 Encode = Callable[[torch.Tensor, ViewGeometry, KaleidoReferenceCache], None]
@@ -64,6 +64,11 @@ class ViewMemory:
     def geometry(self) -> ViewGeometry:
         """Where and when the views are, as the model is shown it, `[1, n]`."""
         return self._geometry
+
+    @property
+    def max_views(self) -> int | None:
+        """Most views that are recalled at once."""
+        return self._max_views
 
     @property
     def overflows(self) -> bool:
@@ -149,3 +154,29 @@ class SceneMemory:
     def frame(self) -> SceneFrame | None:
         """Frame and unit of the poses; `None` for video."""
         return self.shown.frame
+
+
+@dataclass(frozen=True, eq=False)
+class SceneMemories:
+    """
+    The references of one scene or of a batch, encoded once for any number of runs of a modular pipeline, which leave
+    it as it is. It holds tensors alone, so that a state with it can be copied.
+
+    Attributes:
+        scenes (`list[ViewMemory]` of length B): latents of all views, keys and values.
+        is_batch (`bool`): whether a batch of scenes was given, or one scene.
+        height (`int`): of the views in pixels.
+        width (`int`): likewise.
+        shown ([`ShownFrame`]): frame, unit and first second that the views were encoded in.
+        lens ([`Cameras`], *optional*): of one scene with cameras, the first reference's at the size of the views.
+    """
+
+    scenes: list[ViewMemory] = field(repr=False)
+    is_batch: bool
+    height: int
+    width: int
+    shown: ShownFrame
+    lens: Cameras | None = None
+
+    def __len__(self) -> int:
+        return len(self.scenes)

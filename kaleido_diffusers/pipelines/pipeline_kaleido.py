@@ -42,9 +42,10 @@ from ..models.reference_cache import KaleidoReferenceCache
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from . import generation
-from .hub import push_folder
+from .hub import push_folder, write_code
 from .inputs import prepare_references, prepare_view_inputs
 from .memory import SceneMemory, ViewMemory
+from .modular.modular_pipeline import write_modular_index
 from .turns import one_call_at_a_time
 
 
@@ -168,10 +169,15 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
 
     @wraps(DiffusionPipeline.save_pretrained, assigned=())
     def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs) -> None:
-        """As in diffusers; what `push_to_hub` uploads has a model card, see [`push_folder`]."""
+        """As in diffusers, with an index beside it by which [`KaleidoModularPipeline`] loads the folder, and a
+        `pipeline.py` for code that knows diffusers alone; what `push_to_hub` uploads has a model card, see
+        [`push_folder`]."""
         names = {"repo_id", "commit_message", "private", "create_pr", "token"} & kwargs.keys()
         options = {"repo_id": Path(save_directory).name} | {name: kwargs.pop(name) for name in names}
         super().save_pretrained(save_directory, *args, **kwargs)
+        variant = kwargs.get("variant", args[1] if len(args) > 1 else None)
+        write_modular_index(save_directory, self.components, self.config.prediction_type, variant)
+        write_code(save_directory)
         if push_to_hub:
             push_folder(save_directory, **options)
 
@@ -536,11 +542,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
 
         # 3. Order: noise belongs to a target wherever it comes in the order
         targets = shown.show(inputs.targets)
-        orders = [
-            self.order_targets(scene.geometry, targets.rows([row]), generation_order, views_per_group)
-            for row, scene in enumerate(scenes)
-        ]
-        order = torch.tensor(orders).repeat_interleave(num_samples, dim=0)  # [R, M]
+        groups = generation.order_groups(scenes, targets, generation_order, views_per_group, num_samples)
         latent_size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         shape = (len(scenes), len(targets), num_samples, self.transformer.out_channels, *latent_size)
         noise = self.prepare_latents(shape, latents, generator, self._execution_device)
@@ -549,7 +551,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         outputs = self._generate(
             noise.transpose(1, 2).flatten(0, 1),  # [R, M, ...]
             targets.rows(torch.arange(len(scenes)).repeat_interleave(num_samples)),
-            order.split(views_per_group, dim=1),
+            groups,
             memories,
             _Options(
                 num_inference_steps,
@@ -564,14 +566,8 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         )
 
         # 5. Return in the order asked for
-        if not outputs.isfinite().all():
-            raise ValueError(
-                "The views came out as NaN or infinity. In float16 that is a model that needs bfloat16 or float32;"
-                " else its weights, an adapter, or an extreme `guidance_scale` or `camera_scale` are at fault."
-            )
         self._current_timestep = self.scheduler.config.num_train_timesteps
-        outputs = outputs.unflatten(0, (-1, num_samples)).transpose(1, 2)  # [B, M, S, ...]
-        images = self._postprocess(outputs, output_type, inputs.is_batch)
+        images = generation.as_asked(self.image_processor, outputs, output_type, inputs.is_batch, num_samples)
         self.maybe_free_model_hooks()
         if not return_dict:
             return (images,)
@@ -603,15 +599,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
                 f"`memory` holds views of {memory.height} x {memory.width} pixels (height x width), but `height` is"
                 f" {height} and `width` {width}."
             )
-        for name, value, known in (
-            ("target_poses", target_poses, memory.frame),
-            ("target_times", target_times, memory.shown.start),
-        ):
-            if (value is None) != (known is None):
-                raise ValueError(
-                    f"`{name}` must {'not ' * (known is None)}be given with this `memory`: its references"
-                    f" have {'no ' * (known is None)}{'cameras' if name == 'target_poses' else 'times'}."
-                )
+        generation.check_targets(memory.shown, target_poses, target_times)
 
     def _remember(self, references: Views, shown: ShownFrame, max_memory_views: int | None) -> list[ViewMemory]:
         """References `[B, N]` into a memory for each scene; keys and values are made when it is recalled."""
@@ -710,14 +698,3 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         with generation.branch(self.transformer, self.scheduler, branch, step):
             timestep = self.scheduler.timesteps[step]
             return generation.predict(self.transformer, latents, timestep, geometry, context, self.attention_kwargs)
-
-    def _postprocess(self, outputs: torch.Tensor, output_type: str, is_batch: bool):
-        """Views `[B, M, S, ...]` as users get them: without a dimension for one scene, or for one sample."""
-        leading = [outputs.shape[0], outputs.shape[1], outputs.shape[2]]
-        leading = leading[not is_batch : 3 if leading[2] > 1 else 2]
-        images = self.image_processor.postprocess(outputs.flatten(0, 2), output_type=output_type)
-        if output_type != "pil":
-            return images.reshape(*leading, *images.shape[1:])
-        for count in reversed(leading[1:]):
-            images = [images[i : i + count] for i in range(0, len(images), count)]
-        return images

@@ -494,8 +494,7 @@ class Viewer:
 def _place(cameras: Cameras) -> SceneFrame:
     """Where the scene stands in viser's world."""
     centers, up = cameras.centers, up_direction(cameras)
-    extent = (centers - centers[0]).norm(dim=-1).max()
-    if extent <= 1e-9 * centers.abs().max().clamp_min(1e-9):
+    if cameras.in_one_place:
         focus = centers[0] + cameras.forward[0]
     else:
         focus = focus_point(cameras)

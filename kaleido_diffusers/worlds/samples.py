@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-import torch
-
+from ..captures.images import to_uint8
 from ..captures.scene import Scene
 from ..geometry.views import ViewGeometry, Views
 
@@ -22,7 +21,7 @@ def scene_sample(scene: Scene, size: int, views: Sequence[int]) -> Views:
     """
     images, cameras = scene.fitted(views, size, size)
     geometry = ViewGeometry.of(cameras, None if scene.times is None else scene.times[list(views)])
-    return Views.seen((images * 255).round().to(torch.uint8), geometry)
+    return Views.seen(to_uint8(images), geometry)
 
 
 class SceneSource(Protocol):

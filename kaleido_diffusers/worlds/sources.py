@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from ..captures.images import CaptureError, as_image_tensor, fit_cameras, fit_views, load_image
+from ..captures.images import CaptureError, as_image_tensor, fit_cameras, fit_views, load_image, to_uint8
 from ..captures.readers import load_scene
 from ..captures.readers.shard_files import ShardCache, is_remote
 from ..captures.readers.shards import ShardReader, find_shard
@@ -95,7 +95,7 @@ class SyntheticSource:
         poses, intrinsics, times = sample_views(worlds, self.num_views, seed, kind, self.spread)
         arguments = (x.to(self.device) for x in (poses, intrinsics, times))
         images = render(worlds.to(self.device), *arguments, size=(self.size, self.size), samples=self.samples)[0]
-        views = (images * 255).round().to(torch.uint8).cpu()
+        views = to_uint8(images).cpu()
         if self.kind == "video":
             return Views(pixels=views, times=times[0])
         times = times[0] if self.kind == "moving" else None
@@ -175,7 +175,7 @@ class ShardSource(ShardReader):
                 cameras = Cameras.from_normalized(geometry.poses, geometry.intrinsics, sizes)
                 geometry = ViewGeometry.of(fit_cameras(cameras, self.size, self.size), geometry.times)
             images = [fit_views(image, None, self.size, self.size)[0] for image in images]
-        return Views.seen((torch.stack(images) * 255).round().to(torch.uint8), geometry)
+        return Views.seen(to_uint8(torch.stack(images)), geometry)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,76 @@
+# Copyright 2026 The Kaleido for diffusers team.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Latents to views."""
+
+import torch
+from diffusers.modular_pipelines import ModularPipelineBlocks, PipelineState
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
+
+from ...models.latents import decode_views
+from ..generation import as_asked
+from .before_denoise import GROUPS, MEMORY, NUM_SAMPLES
+from .modular_pipeline import IMAGE_PROCESSOR, VAE, KaleidoModularPipeline
+
+
+__all__ = ["KaleidoDecodeStep"]
+
+
+class KaleidoDecodeStep(ModularPipelineBlocks):
+    """Group by group, as they were denoised: so many views pass through the autoencoder at once."""
+
+    model_name = "kaleido"
+
+    @property
+    def description(self) -> str:
+        return "Decodes views, and brings them to the form and the order that was asked for."
+
+    @property
+    def expected_components(self) -> list[ComponentSpec]:
+        return [VAE, IMAGE_PROCESSOR]
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return [
+            InputParam("denoised_latents", type_hint=torch.Tensor, required=True, description="`[R, M, C, h, w]`."),
+            InputParam(GROUPS.name, type_hint=tuple, required=True, description=GROUPS.description),
+            MEMORY,
+            NUM_SAMPLES,
+            InputParam.template("output_type", note='or "latent"'),
+        ]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return [OutputParam.template("images", note="in the order of the targets")]
+
+    @torch.no_grad()
+    def __call__(
+        self, components: KaleidoModularPipeline, state: PipelineState
+    ) -> tuple[KaleidoModularPipeline, PipelineState]:
+        """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
+        block_state = self.get_block_state(state)
+        latents, memory, device = block_state.denoised_latents, block_state.memory, components._execution_device
+        if block_state.output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {block_state.output_type!r}.")
+        views = latents
+        if block_state.output_type != "latent":
+            rows = torch.arange(len(latents)).unsqueeze(-1)
+            views = torch.zeros(*latents.shape[:2], 3, memory.height, memory.width)
+            for group in block_state.groups:
+                views[rows, group] = decode_views(components.vae, latents[rows, group].to(device)).float().cpu()
+        block_state.images = as_asked(
+            components.image_processor, views, block_state.output_type, memory.is_batch, block_state.num_samples
+        )
+        self.set_block_state(state, block_state)
+        return components, state
