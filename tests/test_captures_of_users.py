@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageCms
+import PIL.PngImagePlugin
 import pytest
 import torch
 
-from kaleido_diffusers import Cameras, load_scene
-from kaleido_diffusers.captures.export import write_video
+from kaleido_diffusers import Cameras, cli, load_scene, sample_capture
+from kaleido_diffusers.captures.export import write_colmap, write_video
 from kaleido_diffusers.captures.images import CaptureError, load_image
 from kaleido_diffusers.captures.posing.video import sharp_frames
 from kaleido_diffusers.captures.readers.places import natural_order
+from kaleido_diffusers.captures.readers.single_photo import photo_scene
 from kaleido_diffusers.geometry.choosing import split_views
 
 
@@ -363,3 +365,155 @@ def test_units_of_cameras_that_cannot_be_are_noticed():
     assert float(cameras.intrinsics[0, 0, 0]) == pytest.approx(230.4)
     with pytest.warns(UserWarning, match="in radians"):
         Cameras.from_fov(torch.eye(4).repeat(2, 1, 1), 1.05, [192, 192])
+
+
+# What is no capture, and what to do then
+
+
+def test_a_folder_of_photos_says_how_they_get_cameras(tmp_path):
+    picture(tmp_path / "photos/a.jpg")
+    with pytest.raises(CaptureError, match=r"no capture in a known format. \S+photos holds photos: `kaleido poses`"):
+        load_scene(tmp_path)
+
+
+def test_a_capture_one_folder_deeper_is_named(tmp_path):
+    picture(tmp_path / "scan/a.png")
+    write(tmp_path / "scan", ["a.png"])
+    with pytest.raises(CaptureError, match=r"known format. There is one in \S+scan."):
+        load_scene(tmp_path)
+
+
+def test_half_of_a_model_says_what_is_missing(tmp_path):
+    picture(tmp_path / "images/a.jpg")
+    folder = model(tmp_path / "sparse/0", ["a.jpg"])
+    (folder / "images.bin").touch()
+    assert len(load_scene(tmp_path)) == 1, "a stray file beside a whole model does no harm"
+    (folder / "images.txt").unlink()
+    with pytest.raises(CaptureError, match=r"sparse/0 holds cameras.txt and images.bin: a model needs both"):
+        load_scene(tmp_path)
+
+
+def test_points_in_text_beside_a_binary_model(tmp_path):
+    pytest.importorskip("pycolmap")
+    scene = load_scene(sample_capture()).select([0, 1])
+    model = write_colmap(tmp_path, scene.images, scene.cameras, torch.zeros(0, 3))
+    (model / "points3D.bin").unlink()
+    (model / "points3D.txt").write_text("1 0.5 1 2 128 128 128 0.1 1 0\n")
+    assert load_scene(tmp_path).points.tolist() == [[0.5, 1.0, 2.0]]
+
+
+@pytest.mark.parametrize("name", ["a.CR2", "c.dng", "d.avif"])
+def test_photos_that_are_not_read_are_said_to_need_converting(tmp_path, name, capsys):
+    (tmp_path / name).write_bytes(b"ftyp")
+    told = f"{name}: {name[2:].upper()} photos are not read: convert them"
+    for call in (lambda: load_scene(tmp_path), lambda: photo_scene(tmp_path / name, 60)):
+        with pytest.raises(CaptureError, match=told):
+            call()
+    assert cli.main(["render", str(tmp_path / name), "--fov", "60", "--trajectory", "orbit"]) == 1
+    assert told in capsys.readouterr().err
+    write(tmp_path, [name])
+    with pytest.raises(CaptureError, match=told):
+        load_scene(tmp_path)
+
+
+def panorama(path: Path, kind: str) -> Path:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description '
+    written = {
+        "attribute": b'GPano:ProjectionType="equirectangular"/>',
+        "element": b"><GPano:ProjectionType>equirectangular</GPano:ProjectionType>",
+        "cylinder": b'GPano:ProjectionType="cylindrical"/>',
+        "other": b'GPano:StitchingSoftware="x"/>',
+    }[kind]
+    options = {"xmp": xmp + written}
+    if path.suffix == ".png":
+        options = {"pnginfo": PIL.PngImagePlugin.PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", (xmp + written).decode())
+    PIL.Image.new("RGB", (64, 32)).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("kind", ["attribute", "element", "cylinder"])
+def test_panoramas_are_refused(tmp_path, kind, suffix):
+    path = panorama(tmp_path / f"a.{suffix}", kind)
+    with pytest.raises(CaptureError, match="a panorama"):
+        photo_scene(path, 90)
+    with pytest.raises(CaptureError, match="a panorama"):
+        load_scene(write(tmp_path, [path.name], w=64, h=32))
+    assert len(photo_scene(panorama(path, "other"), 90)) == 1
+
+
+def test_images_by_an_array_or_a_mask(tmp_path):
+    names = [picture(tmp_path / f"{number}.png", (32 + number, 24)).name for number in range(3)]
+    frames = [frame(name, **{**LENS, "w": 32 + number}) for number, name in enumerate(names)]
+    images = load_scene(write(tmp_path, [], frames=frames)).images
+    for index in (np.array([2, 0]), torch.tensor([2, 0]), np.array([-1, 0])):
+        assert [image.width for image in images[index]] == [34, 32]
+    assert [image.width for image in images[np.array([False, True, True])]] == [33, 34]
+    assert images[np.int64(1)].width == 33 and images[torch.tensor(1)].width == 33
+
+
+def test_a_linked_folder_of_photos_says_what_to_pass(tmp_path):
+    picture(tmp_path / "elsewhere/a.png")
+    write(tmp_path / "scan", ["images/a.png"])
+    (tmp_path / "scan/images").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CaptureError, match="leaves the folder of the capture. Pass `images` "):
+        load_scene(tmp_path / "scan")
+    assert len(load_scene(tmp_path / "scan", images=tmp_path / "elsewhere")) == 1
+
+
+# Other inputs of these kinds
+
+
+@pytest.mark.parametrize("lost", [None, [[0.0] * 4] * 4, [[None] * 4] * 4, [[0.0, 0, 0, 0]] * 3 + [[0.0, 0, 0, 1]]])
+def test_poses_of_null_and_zeros_are_lost_too(tmp_path, lost):
+    names = [picture(tmp_path / f"{number}.png").name for number in range(3)]
+    frames = [frame(name, number) for number, name in enumerate(names)]
+    frames[1]["transform_matrix"] = lost
+    write(tmp_path, [], frames=frames)
+    with pytest.warns(UserWarning, match=r"skipped 1 of 3 frames without a pose \(1.png\)"):
+        assert [path.name for path in load_scene(tmp_path, "skip").image_paths] == ["0.png", "2.png"]
+    with pytest.raises(CaptureError, match="1 of 3 frames have no pose"):
+        load_scene(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_of_windows(tmp_path, encoding):
+    """Byte order marks and UTF-16 in files of poses, and what Windows prints for no number."""
+    pose = "\n".join(" ".join(map(str, row)) for row in POSE)
+    for number, text in enumerate((pose, pose, pose.replace("1.0", "-1.#IND"))):
+        picture(tmp_path / f"frame-{number:06d}.color.png")
+        (tmp_path / f"frame-{number:06d}.pose.txt").write_text(text, encoding=encoding)
+    (tmp_path / "intrinsics.txt").write_text("40 0 16\n0 40 12\n0 0 1\n", encoding=encoding)
+    with pytest.warns(UserWarning, match="skipped 1 of 3 frames without a pose"):
+        scene = load_scene(tmp_path, "skip")
+    assert len(scene) == 2 and scene.cameras.intrinsics[0, 0].tolist() == [40.0, 0.0, 16.0]
+
+
+def test_a_test_split_of_no_frames_is_none(tmp_path):
+    names = [picture(tmp_path / f"train/{number}.png").name for number in range(9)]
+    angle = {"camera_angle_x": 0.8}
+    frames = [frame(f"train/{Path(name).stem}", number) for number, name in enumerate(names)]
+    (tmp_path / "transforms_train.json").write_text(json.dumps({**angle, "frames": frames}))
+    (tmp_path / "transforms_test.json").write_text(json.dumps({**angle, "frames": []}))
+    scene = load_scene(tmp_path)
+    assert len(scene) == 9 and split_views(9, scene.splits, "test") == [0, 8]
+
+
+def test_the_folder_of_a_copy_may_be_named(tmp_path):
+    """`images_4` passed as the folder of photos: its name says that the lens is to be scaled."""
+    picture(tmp_path / "images_4/a.png", (8, 6))
+    write(tmp_path, ["images/a.png"])
+    for options in ({}, {"images": tmp_path / "images_4"}, {"downscale": 4}):
+        camera = load_scene(tmp_path, **options).cameras[0]
+        assert camera.image_sizes.tolist() == [6, 8] and float(camera.intrinsics[0, 0]) == 10.0
+
+
+def test_points_of_gaussian_splatting(tmp_path):
+    picture(tmp_path / "images/a.jpg")
+    folder = model(tmp_path / "sparse/0", ["a.jpg"])
+    header = (
+        "ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
+    )
+    (folder / "points3D.ply").write_text(header + "0 1 2\n3 4 5\n")
+    assert load_scene(tmp_path).points.tolist() == [[0, 1, 2], [3, 4, 5]]

@@ -259,6 +259,79 @@ def test_a_zip_that_lies_about_its_size_is_refused(tmp_path):
     assert sum(path.stat().st_size for path in (tmp_path / "inside").rglob("*")) <= 1000
 
 
+def test_a_damaged_stream_is_refused(tmp_path):
+    file = hostile(tmp_path / "damaged.zip", ("a.png", bytes(range(256)) * 40))
+    data = bytearray(file.read_bytes())
+    data[60:80] = bytes(20)
+    file.write_bytes(data)
+    refused(tmp_path, "^The zip cannot be read", file)
+
+
+def test_what_is_said_while_a_capture_is_read_reaches_the_visitor(tmp_path):
+    """Two models of COLMAP: the larger one is read, and the page says so, without folders of ours."""
+    folder = tmp_path / "scan"
+    for number in range(4):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        photo(folder / "images" / f"{number}.jpg", seed=number)
+    for name, count in (("0", 2), ("1", 4)):
+        model = folder / "sparse" / name
+        model.mkdir(parents=True)
+        (model / "cameras.txt").write_text("1 PINHOLE 80 60 90 90 40 30\n")
+        (model / "images.txt").write_text("".join(f"{n} 1 0 0 0 {n} 0 0 1 {n}.jpg\n\n" for n in range(count)))
+    capture = uploaded([zipped(tmp_path / "scan.zip", folder)], tmp_path)
+    assert len(capture) == 4
+    (note,) = capture.notes
+    assert note.startswith("sparse holds 2 models that do not share a frame: 1, the largest, with 4 photos is read")
+    assert str(tmp_path) not in note
+
+
+def test_photos_turned_by_exif_are_upright(tmp_path):
+    """Stored lying, red on the left, to be turned clockwise: red is on top."""
+    exif, pixels = PIL.Image.Exif(), np.zeros((40, 80, 3), dtype=np.uint8)
+    exif[0x0112], pixels[:, :40, 0], pixels[:, 40:, 2] = 6, 255, 255
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    top, bottom = uploaded([tmp_path / "a.png"], tmp_path).pixels[0].float().chunk(2, dim=1)
+    assert top[0, :24].mean() > 250 > 5 > top[2, :24].mean() and bottom[2, 8:].mean() > 250
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_raw_photos_are_refused_with_what_to_do(packed, tmp_path):
+    names = ["IMG_0001.DNG", "IMG_0002.DNG", "IMG_0003.DNG"]
+    if packed:
+        files = [hostile(tmp_path / "phone.zip", *((name, b"ftypheic") for name in names))]
+    else:
+        files = [tmp_path / name for name in names]
+        for file in files:
+            file.write_bytes(b"ftypheic")
+    refused(tmp_path, r"IMG_0001.DNG: DNG photos are not read: convert them to JPEG or PNG", *files)
+
+
+def windows_zip(path: Path, folder: Path, encoding: str) -> Path:
+    """A zip whose names are bytes of a code page, without the flag that says UTF-8."""
+
+    class Entry(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self):
+            return self.filename.encode(encoding), self.flag_bits & ~0x800
+
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in folder.iterdir():
+            archive.writestr(Entry(file.name), file.read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_names_of_zips_that_do_not_say_their_encoding(encoding, tmp_path):
+    folder = tmp_path / "scan"
+    folder.mkdir()
+    name = "照片.jpg"
+    photo(folder / name)
+    pose = torch.eye(4).tolist()
+    frames = [{"file_path": name, "transform_matrix": pose}]
+    listed = {"fl_x": 90, "w": 80, "h": 60, "frames": frames}
+    (folder / "transforms.json").write_text(json.dumps(listed, ensure_ascii=False), encoding="utf-8")
+    assert len(uploaded([windows_zip(tmp_path / "windows.zip", folder, encoding)], tmp_path)) == 1
+
+
 def test_only_what_makes_a_capture_is_unpacked(tmp_path):
     names = ["transforms.json", "run.py", ".hidden/a.png", "__MACOSX/b.png", "weights.pt", "images/c.JPG"]
     unpack(hostile(tmp_path / "mixed.zip", *((name, b"x") for name in names)), tmp_path / "inside", LIMITS)

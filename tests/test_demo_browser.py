@@ -365,6 +365,45 @@ def test_a_video_is_posed_and_flown_through(viewport, visit, tmp_path):
     assert plays(page) == pytest.approx(0.5, abs=0.05)
 
 
+def two_models(folder: Path) -> Path:
+    """A zip of a capture that COLMAP has broken into two."""
+    with zipfile.ZipFile(folder / "scan.zip", "w") as archive:
+        for number in range(4):
+            pixels = np.random.default_rng(number).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(folder / f"{number}.jpg")
+            archive.write(folder / f"{number}.jpg", f"images/{number}.jpg")
+        for name, count in (("0", 2), ("1", 4)):
+            archive.writestr(f"sparse/{name}/cameras.txt", "1 PINHOLE 80 60 90 90 40 30\n")
+            lines = "".join(f"{n} 1 0 0 0 {n} 0 0 1 {n}.jpg\n\n" for n in range(count))
+            archive.writestr(f"sparse/{name}/images.txt", lines)
+    return folder / "scan.zip"
+
+
+def test_what_visitors_bring_is_read_or_refused_where_they_can_read_it(visit, tmp_path):
+    page = visit(PHONE)
+
+    def given(*files: Path, said: str) -> None:
+        page.set_input_files("#files input[type=file]", files)
+        page.wait_for_function("said => document.body.innerText.includes(said)", arg=said)
+        assert "Traceback" not in page.inner_text("body") and fits(page)
+        page.get_by_role("button", name="Clear").first.click()
+
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    turned = tmp_path / "turned.jpg"
+    PIL.Image.new("RGB", (80, 40), "red").save(turned, exif=exif)
+    given(turned, said="The photo does not tell its lens: a field of view of 60 degrees is assumed.")
+    given(two_models(tmp_path), said="1, the largest, with 4 photos is read; not sparse/0 with 2")
+    phone = tmp_path / "phone.zip"
+    with zipfile.ZipFile(phone, "w") as archive:
+        archive.writestr("IMG_0001.DNG", b"II*")
+    given(phone, said="IMG_0001.DNG: DNG photos are not read: convert them to JPEG or PNG")
+    given(turned, tmp_path / "0.jpg", said="Two photos are too few")
+    damaged = tmp_path / "damaged.zip"
+    damaged.write_bytes(phone.read_bytes()[:40])
+    given(damaged, said="The zip cannot be read")
+
+
 def test_no_file_of_the_server_is_shown(visit, server):
     page = visit(DESKTOP)
     for path in ("/etc/passwd", "../../../../../../etc/passwd", "..%2f..%2f..%2fetc%2fpasswd"):

@@ -159,6 +159,54 @@ def is_hook(node) -> bool:
     return node.name == "_show_warning"
 
 
+FLOAT_FACTORIES = ("zeros", "ones", "empty", "eye", "rand", "randn", "linspace", "logspace", "full", "tensor")
+
+
+def without_dtype(tree: ast.AST) -> list[str]:
+    """Calls that make floating-point tensors in whatever torch's default dtype is. Parameters follow it, as those of
+    `torch.nn` do; what holds integers or booleans does not depend on it."""
+    parameters = {
+        id(inner)
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("Parameter")
+        for inner in ast.walk(call)
+    }
+    found = []
+    for call in ast.walk(tree):
+        name = ast.unparse(call.func) if isinstance(call, ast.Call) and id(call) not in parameters else ""
+        if not name.startswith("torch.") or name.removeprefix("torch.") not in FLOAT_FACTORIES:
+            continue
+        if {"dtype", None} & {keyword.arg for keyword in call.keywords}:
+            continue
+        values = {"torch.tensor": call.args[:1], "torch.full": call.args[1:2]}.get(name)
+        is_float = values is None or any(
+            isinstance(inner, ast.Constant)
+            and isinstance(inner.value, float)
+            or isinstance(inner, ast.Attribute)
+            and inner.attr in ("inf", "nan", "pi")
+            for value in values
+            for inner in ast.walk(value)
+        )
+        if is_float:
+            found.append(f"line {call.lineno}: {ast.unparse(call)}")
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if "kaleido_diffusers" in path.parts], ids=lambda p: p.name)
+def test_tensors_do_not_depend_on_the_default_dtype_of_torch(path):
+    assert not without_dtype(ast.parse(path.read_text())), "name a dtype: a program may have set another default"
+
+
+def test_the_rule_on_dtypes_finds_what_is_missing():
+    source = "torch.zeros(3); torch.full((2,), torch.inf); torch.tensor([0.5]); nn.Parameter(torch.ones(2))"
+    source += "; torch.tensor([1, 2]); torch.full((2,), 7); torch.eye(3, **like); torch.rand(3, dtype=x.dtype)"
+    assert [call.split(": ")[1] for call in without_dtype(ast.parse(source))] == [
+        "torch.zeros(3)",
+        "torch.full((2,), torch.inf)",
+        "torch.tensor([0.5])",
+    ]
+
+
 def test_what_forward_runs_is_read_in_one_file():
     """Layers and their attention are torch's, diffusers', or stand beside the model."""
     model = kaleido_diffusers.KaleidoTransformer3DModel(num_layers=1, num_attention_heads=2, ffn_dim=8)

@@ -1,6 +1,7 @@
 """Adapters are trained by the one loop: they resume, stop early, and are scored on photos that nobody saw."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from safetensors.torch import load_file
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, cli, load_scene, sample_capture
 from kaleido_diffusers.captures.export import write_capture
+from kaleido_diffusers.captures.opening import CaptureOptions
+from kaleido_diffusers.files import DiskFullError
 from kaleido_diffusers.training.batches import open_sources, validation_samples
 from kaleido_diffusers.training.checkpoints import latest_checkpoint
 from kaleido_diffusers.training.config import LoraOptions, TrainConfig
 from kaleido_diffusers.training.loop import Trainer
 from kaleido_diffusers.training.recipes import CaptureRecipe
+from kaleido_diffusers.worlds.shard_writing import write_shards
 from kaleido_diffusers.worlds.sources import CaptureSource, capture_views
 
 
@@ -165,3 +169,104 @@ def test_few_photos_train_or_are_refused_in_a_sentence(photos, tmp_path):
     assert len(source[0]) >= config.views > max(config.references) >= 1
     assert config.validation_photos <= len(capture_views(load_scene(tmp_path / "few"), "train")) // 3
     assert (config.patience is None) == (config.validation_photos == 0)
+
+
+# What training needs is there before the first step, or is missed then
+
+
+def without_steps(monkeypatch) -> None:
+    """No step may be taken."""
+
+    def step(self, item):
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+
+
+def few_photos(folder: Path, count: int) -> Path:
+    scene = load_scene(sample_capture())
+    write_capture(
+        folder, [scene.images[i].resize((16, 16)) for i in range(count)], scene.cameras[range(count)].resized(16, 16)
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"size": 9}, "`size` must be a multiple of 4 for this model, got 9"),
+        ({"views": 34}, "has a scene of 32 views; `views` asks for 34"),
+        ({"data": ("object",), "scene_views": 3}, "object: has a scene of 3 views; `views` asks for 4"),
+        ({"validation": "nowhere"}, "'nowhere' is neither a kind of world"),
+        ({"validation_photos": 34}, "34 of 35 training photos"),
+        ({"references": (1, 4)}, r"`references` must lie between 0 and 3.* got \(1, 4\)"),
+        ({"target_group_sizes": ()}, "`target_group_sizes` must hold numbers from 1"),
+        ({"view_mix": (0.0, 0.0, 0.0)}, "`view_mix` must hold weights"),
+        ({"validation_steps": 0}, "`validation_steps` must be above 0"),
+        ({"capture": CaptureOptions(split="7")}, "has no split '7'"),
+        ({"capture": CaptureOptions(images=Path("nowhere"))}, "nowhere: no such capture"),
+    ],
+)
+def test_settings_that_would_end_a_run_later_end_it_before_the_first_step(tmp_path, base, monkeypatch, options, told):
+    without_steps(monkeypatch)
+    with pytest.raises(ValueError, match=told):
+        Trainer(make_config(tmp_path, base, **options)).train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_patience_without_anything_to_validate_on_is_refused(tmp_path, base, monkeypatch):
+    without_steps(monkeypatch)
+    write_shards(tmp_path / "shards", iter([CaptureSource(sample_capture(), 8)[0]]), 1)
+    with pytest.raises(ValueError, match="`patience` needs scores"):
+        Trainer(make_config(tmp_path / "run", base, data=(str(tmp_path / "shards"),), validation_photos=0)).train()
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_known_before_the_first_step(tmp_path, base, monkeypatch):
+    without_steps(monkeypatch)
+    trainer = Trainer(make_config(tmp_path, base, lora=LoraOptions(), keep=1))
+    weights = sum(p.nbytes for p in trainer.transformer.parameters())
+    # AdamW: the weights, their average and two moments, twice; the best weights and the result
+    needed = 2 * 4 * weights + 2 * weights
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+    with pytest.raises(DiskFullError, match=f"2 checkpoints .* need {needed / 1e6:.1f} MB"):
+        trainer.train()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    with pytest.raises(AssertionError, match="a step was taken"):
+        trainer.train()
+
+
+def test_scores_that_cannot_be_taken_are_known_before_the_first_step(tmp_path, base, monkeypatch, capsys):
+    without_steps(monkeypatch)
+    words = ["--output", str(tmp_path / "run"), "--checkpoint", str(base), "--denoising-steps", "1"]
+    capture = few_photos(tmp_path / "few", 9)
+    (capture / "images" / "0008.png").write_bytes(b"")  # a test photo
+    assert cli.main(["lora", str(capture), *words]) == 1
+    assert "0008.png" in capsys.readouterr().err
+    assert cli.main(["lora", str(few_photos(tmp_path / "nine", 9)), *words, "--scored-references", "0"]) == 1
+    assert "--scored-references must be numbers from 1" in capsys.readouterr().err
+    assert cli.main(["lora", str(tmp_path / "nine"), *words, "--denoising-steps", "0"]) == 1
+    assert "num_inference_steps" in capsys.readouterr().err
+
+
+def test_kaleido_lora_on_eight_photos_that_lie_elsewhere(tmp_path, base, capsys):
+    capture = few_photos(tmp_path / "few", 8)
+    (capture / "images").rename(tmp_path / "photos")
+    words = f"lora {capture} --output {tmp_path / 'run'} --checkpoint {base} --steps 1 --batch 1 --rank 2 --size 8"
+    words += f" --denoising-steps 1 --images {tmp_path / 'photos'} --test-every 4"
+    assert cli.main(words.split()) == 0
+    out = capsys.readouterr().out
+    assert "| fine-tuned | 3 |" in out and "| fine-tuned | 6 |" in out and "| nearest | 6 |" in out, out
+
+
+def test_photos_that_a_capture_names_for_its_scores_decide_nothing(tmp_path):
+    """A capture with a validation split and no test split is scored on the former."""
+    capture = few_photos(tmp_path / "few", 12)
+    data = json.loads((capture / "transforms.json").read_text())
+    names = [frame["file_path"] for frame in data["frames"]]
+    data |= {"train_filenames": names[2:], "val_filenames": names[:2]}
+    (capture / "transforms.json").write_text(json.dumps(data))
+    scene = load_scene(capture)
+    assert capture_views(scene, "test") == [0, 1]
+    validation, train = (capture_views(scene, split, 2) for split in ("validation", "train"))
+    assert len(validation) == 2 and not {0, 1} & {*validation, *train}

@@ -783,3 +783,59 @@ def test_compiled_blocks_are_not_compiled_again_as_the_memory_grows():
         torch.testing.assert_close(run(references, targets, **options), expected, rtol=1e-4, atol=1e-5)
     assert counter.frame_count == compiled
     torch._dynamo.reset()
+
+
+# What people hand over that is nearly right
+
+
+def test_images_may_come_from_a_generator(pipe):
+    images, cameras = make_inputs()
+    expected = generate(pipe, images, cameras)
+    assert torch.equal(generate(pipe, (image for image in images), cameras), expected)
+    memory = pipe.encode_references(iter(images), cameras[:3])
+    assert len(memory) == 3
+
+
+def test_a_lens_for_each_view_is_not_one_number():
+    with pytest.raises(ValueError, match=r"`fov` must be one number .* got \[50, 60\].*`intrinsics`, one for each"):
+        Cameras.from_fov(torch.eye(4).repeat(2, 1, 1), [50, 60], [10, 12])
+
+
+@pytest.mark.parametrize("views", [3, 8])
+def test_lenses_of_a_batch_that_may_be_meant_for_its_views_are_refused(pipe, views):
+    """Of 3 scenes with 3 references, or with 3 targets, [3, 3, 3] says nothing."""
+    images, cameras = make_inputs()
+    scenes, poses = [images[:3]] * 3, cameras.world_from_camera.expand(3, -1, -1, -1)
+    if views == 8:
+        scenes, poses = [images[:2]] * 3, poses[:, :5]
+    lens = torch.tensor([[12.0, 0, 6], [0, 12, 5], [0, 0, 1]])
+    of_views = {"intrinsics": lens.repeat(3, 1, 1)} if views == 3 else {"target_intrinsics": lens.repeat(3, 1, 1)}
+    poses = (poses,) if views == 3 else (poses[:, :2], poses[:, 2:])
+    with pytest.raises(ValueError, match=r"of 3 lenses may be one for each of the 3 scenes, or for each view"):
+        generate(pipe, scenes, *poses, **({"intrinsics": lens} | of_views))
+    shared = generate(pipe, scenes, *poses, intrinsics=lens)
+    each = {name: lens.expand(3, 3, 3, 3) for name in of_views}
+    if views == 8:
+        assert torch.equal(generate(pipe, scenes, *poses, intrinsics=lens, **each), shared)
+    two = generate(pipe, scenes[:2], *(part[:2] for part in poses), intrinsics=lens.repeat(2, 1, 1))
+    torch.testing.assert_close(two, shared[:2], msg="two lenses for two scenes of more views are no riddle", **CLOSE)
+
+
+def test_an_autoencoder_that_does_not_fit_is_named():
+    vae = AutoencoderTiny(block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+    options = {"in_channels": 4, "out_channels": 4}
+    images, cameras = make_inputs()
+    generate(make_pipeline(vae=vae, **options), images, cameras, height=16, width=16)
+    pipe = make_pipeline(**options)
+    told = "works on views of 4 channels, but there is no `vae`, and pixels have 3 channels: pass the `vae`"
+    with pytest.raises(ValueError, match=told):
+        generate(pipe, images, cameras)
+    with pytest.raises(ValueError, match=told):
+        pipe.encode_references(images, cameras[:3])
+    pipe = make_pipeline(vae=vae, in_channels=16, out_channels=16)
+    with pytest.raises(
+        ValueError, match="of 16 channels, but the `vae`, AutoencoderTiny, makes latents of 4 channels"
+    ):
+        generate(pipe, images, cameras)
+    with pytest.raises(ValueError, match=r"makes latents of 4 channels.*`None` for pixels"):
+        generate(make_pipeline(vae=vae), images, cameras)

@@ -181,7 +181,7 @@ def strewn_points(cameras: Cameras, count: int = 10_000) -> torch.Tensor:
     depths = looking_distances(cameras, cameras)[chosen, None] * 4 ** (depth - 0.5)
     points = seers.unproject(torch.stack([x * width, y * height], dim=-1), depths)[:, 0]
     seen = torch.zeros(len(points), dtype=torch.long)
-    for camera in cameras[torch.linspace(0, len(cameras) - 1, min(len(cameras), 64)).long()]:
+    for camera in cameras[torch.linspace(0, len(cameras) - 1, min(len(cameras), 64), dtype=torch.float32).long()]:
         pixels, ahead = camera.project(points)
         inside = (pixels >= 0) & (pixels <= camera.image_sizes.flip(-1))
         seen += inside.all(-1) & (ahead > 0)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ __all__ = [
     "MAX_IMAGE_PIXELS",
     "REDUCED_PIXELS",
     "THREADS",
+    "UNREAD_SUFFIXES",
     "CaptureError",
     "as_image_tensor",
     "center_box",
@@ -37,6 +39,7 @@ __all__ = [
     "tensor_to_image",
     "to_rgb",
     "to_uint8",
+    "unread_photo",
     "upright_turns",
 ]
 
@@ -48,7 +51,9 @@ MAX_IMAGE_PIXELS = 150_000_000  # larger images are refused before they are deco
 _SRGB = PIL.ImageCms.createProfile("sRGB")
 REDUCED_PIXELS = 16_000_000  # photos of more are reduced before they are floating point
 
+UNREAD_SUFFIXES = (".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 _EXIF_ORIENTATION = 0x0112
+_GPANO = re.compile(rb"GPano:ProjectionType\W+(equirectangular|cylindrical)", re.IGNORECASE)
 
 # Our own limit stands above. Set once: to do so around each call is not safe in threads.
 warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
@@ -120,7 +125,13 @@ def open_image(path: str | os.PathLike | BinaryIO, name: str | None = None) -> P
     except PIL.Image.DecompressionBombError as error:
         raise CaptureError(f"{name}: the image is larger than {MAX_IMAGE_PIXELS} pixels.") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        raise CaptureError(f"{name}: not an image that can be read ({error}).") from error
+        raise CaptureError(unread_photo(name) or f"{name}: not an image that can be read ({error}).") from error
+    if _is_panorama(image):
+        image.close()
+        raise CaptureError(
+            f"{name}: a panorama (its GPano data say so), which no camera without a lens model has: cut pinhole views"
+            " out of it first."
+        )
     if image.width * image.height > MAX_IMAGE_PIXELS:
         image.close()
         raise CaptureError(
@@ -138,6 +149,24 @@ def _register_heif(name) -> None:
             f"{name}: HEIC photos need pillow-heif: pip install 'kaleido-diffusers[captures]', or save them as JPEG."
         ) from error
     pillow_heif.register_heif_opener()
+
+
+def _is_panorama(image: PIL.Image.Image) -> bool:
+    """Whether the XMP data say that the picture is a sphere or a cylinder."""
+    written = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    return bool(_GPANO.search(written.encode() if isinstance(written, str) else written))
+
+
+def unread_photo(name: object) -> str | None:
+    """What to say of a photo that cameras write and Pillow does not read, by its suffix; `None` for other files.
+
+    Args:
+        name (`object`): path or name of the file.
+    """
+    suffix = os.path.splitext(str(name))[1].lower()
+    if suffix not in UNREAD_SUFFIXES:
+        return None
+    return f"{name}: {suffix[1:].upper()} photos are not read: convert them to JPEG or PNG, upright, first."
 
 
 def upright_turns(image: PIL.Image.Image) -> int:

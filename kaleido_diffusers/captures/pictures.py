@@ -110,7 +110,7 @@ class _Drawing:
         drawing_from_world = upright_axes(cameras)
         centers = cameras.centers @ drawing_from_world.mT
         frustums = frustum_corners(cameras) @ drawing_from_world.mT
-        points = torch.zeros(0, 3) if points is None else thinned(points)
+        points = torch.zeros(0, 3, dtype=torch.float32) if points is None else thinned(points)
         points = points_near(points.to(centers) @ drawing_from_world.mT, centers)
         everything = torch.cat([frustums.reshape(-1, 3), points])
         return cls(centers, frustums, points, everything.amin(0), everything.amax(0))
@@ -127,7 +127,7 @@ class _Drawing:
         """Lines `[L, 2, 3]` of a square grid under everything."""
         step = float((self.high - self.low)[:2].max()) / 8
         count = ((self.high - self.low)[:2] / step).ceil().int().tolist()
-        x, y = (float(self.low[axis]) + step * torch.arange(count[axis] + 1) for axis in (0, 1))
+        x, y = (float(self.low[axis]) + step * torch.arange(count[axis] + 1, dtype=torch.float32) for axis in (0, 1))
         rows = [[[x[0], at, self.low[2]], [x[-1], at, self.low[2]]] for at in y]
         columns = [[[at, y[0], self.low[2]], [at, y[-1], self.low[2]]] for at in x]
         return torch.tensor(rows + columns, dtype=self.low.dtype)
@@ -176,7 +176,7 @@ def upright_axes(cameras: Cameras) -> torch.Tensor:
         cameras ([`Cameras`]): `[V]`.
     """
     up = up_direction(cameras)
-    level = torch.eye(3).to(up) - torch.outer(up, up)
+    level = torch.eye(3, dtype=torch.float32).to(up) - torch.outer(up, up)
     away = level @ cameras.forward.mean(0)
     if away.norm() < 0.2:
         offsets = (cameras.centers - cameras.centers.mean(0)) @ level
@@ -263,7 +263,9 @@ def _label(axes, places: Sequence[tuple[float, float]], names: Sequence[str]) ->
 
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     placed = []
-    for view in dict.fromkeys(torch.linspace(0, len(names) - 1, _MAX_LABELS).round().int().tolist()):
+    for view in dict.fromkeys(
+        torch.linspace(0, len(names) - 1, _MAX_LABELS, dtype=torch.float32).round().int().tolist()
+    ):
         x, y = places[view]
         side = -1 if x > (left + right) / 2 else 1  # towards the middle, where there is room
         middle = x + 0.07 * side * (right - left)
@@ -279,7 +281,7 @@ def _colors(count: int):
     """RGBA of the views, `[V, 4]`, in their order."""
     from matplotlib import colormaps
 
-    return colormaps["plasma"](torch.linspace(0.0, 0.86, count).numpy())
+    return colormaps["plasma"](torch.linspace(0.0, 0.86, count, dtype=torch.float32).numpy())
 
 
 def _draw_order(figure, count: int) -> None:

@@ -116,7 +116,7 @@ def capture_summary(scene: Scene) -> CaptureSummary:
 def _meeting_point(cameras: Cameras) -> torch.Tensor | None:
     """The point `[3]` that the cameras look at; none where their axes are parallel, or fewer than half see it."""
     forward = cameras.forward
-    spread = torch.linalg.eigvalsh(torch.eye(3).to(forward) - (forward.mT @ forward) / len(forward))[0]
+    spread = torch.linalg.eigvalsh(torch.eye(3, dtype=forward.dtype) - (forward.mT @ forward) / len(forward))[0]
     if spread < 1e-3 or (cameras.centers == cameras.centers[0]).all():
         return None
     focus = focus_point(cameras)
@@ -166,7 +166,7 @@ def _pose_warnings(cameras: Cameras, times: torch.Tensor | None, extent: float, 
         )
     poses = cameras.world_from_camera.clone()
     poses[:, :3, 3] /= extent or 1.0
-    same = view_distances(poses, poses, times, times).triu(1) + torch.ones(len(poses), len(poses)).tril()
+    same = view_distances(poses, poses, times, times).triu(1) + poses.new_ones(len(poses), len(poses)).tril()
     twins = (same < 1e-6).any(0)
     if twins.any():
         found.append(f"The same pose as an earlier view: {_which(twins, names)}.")

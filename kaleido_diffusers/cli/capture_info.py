@@ -7,11 +7,11 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from ..captures.images import CaptureError
+from ..captures.opening import CaptureOptions
 from ..captures.pictures import camera_picture, camera_scene_html
 from ..captures.scene import Scene
 from ..captures.summary import capture_summary
 from .loading import say_next
-from .settings import CaptureOptions
 
 
 __all__ = ["describe_capture"]

@@ -101,7 +101,7 @@ class Evaluate(EvaluateSettings):
         rows = {f"reference {i + 1}": torch.stack([p["references"][i] for p in result.pictures]) for i in range(shown)}
         rows |= {name: torch.stack([picture[name][0] for picture in result.pictures]) for name in names}
         path = self.output / "sheet.png"
-        return save_image(contact_sheet(torch.zeros(0, 3, 1, 1), rows), path)
+        return save_image(contact_sheet(torch.zeros(0, 3, 1, 1, dtype=torch.float32), rows), path)
 
 
 def _without_nan(value):

@@ -9,15 +9,13 @@ import torch
 
 from ..bundled import resolve_capture, resolve_checkpoint
 from ..captures.images import save_image
-from ..captures.readers import load_scene
-from ..evaluation.protocol import EvaluationResult, capture_case, evaluate
+from ..evaluation.protocol import EvaluationCase, capture_case, evaluate
 from ..evaluation.report import contact_sheet, markdown_table
 from ..files import write_json
 from ..loaders.adapter_files import save_adapter
 from ..pipelines.hub import write_card
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..training.loop import Trainer
-from ..worlds.sources import capture_views
 from .loading import say_next
 from .settings import LoraSettings
 
@@ -29,21 +27,29 @@ COLUMNS = {"model": "", "references": "d", "psnr": ".2f", "ssim": ".3f", "gradie
 
 class Lora(LoraSettings):
     def run(self) -> None:
+        if not self.scored_references or min(self.scored_references) < 1:
+            raise ValueError(f"--scored-references must be numbers from 1, got {self.scored_references}.")
         base = resolve_checkpoint(self.checkpoint)
         capture = resolve_capture(self.capture)
         output = self.output or Path("runs") / Path(capture).absolute().name
-        config = self.recipe.settings(capture, output, Path(base))
+        config = self.recipe.settings(capture, output, Path(base), self.capture_options)
         trainer = Trainer(config)
+        case, rows, pictures = None, [], {}
+        if trainer.is_main:  # before the training: whatever scores need is there, or is missed now
+            case = self._case(capture, config.size)
+            pipe = KaleidoViewSynthesisPipeline.from_pretrained(base).to(trainer.accelerator.device)
+            rows = self._scores(None, case, "all") + self._scores(pipe, case, "base", pictures)
+            del pipe
         folder = trainer.train()
-        if not trainer.is_main:
+        if case is None:
             return
         result = trainer.result()
-        rows, sheet = self._scores(base, result, capture, config.size)
+        rows += self._scores(result, case, "fine-tuned", pictures)
         table = markdown_table(rows, COLUMNS)
         print(table)
         best = f", the best of them after {trainer.best_step}" if trainer.best_step else ""
         print(f"{trainer.step} steps{best}; {trainer.minutes:.1f} minutes; peak memory {_peak_memory()}")
-        save_image(sheet, folder / "test_photos.png")
+        save_image(contact_sheet(pictures.pop(""), pictures, tile=96), folder / "test_photos.png")
         if not self.recipe.full:
             ours = {f"PSNR, {r['references']} references": r["psnr"] for r in rows if r["model"] == "fine-tuned"}
             info = replace(trainer.adapter_info(), scores=ours)
@@ -58,35 +64,31 @@ class Lora(LoraSettings):
             print(f"wrote {path}")
         say_next("render", self.capture, checkpoint=folder)
 
+    def _case(self, capture: str, size: int) -> EvaluationCase:
+        """The test photos, and all training photos as references, the best of them first."""
+        scene = self.capture_options.load(capture)
+        test, train = self.capture_options.split_of(scene)
+        return capture_case(scene, test, size, size, len(train), train)
+
     def _scores(
-        self, base: str, tuned: KaleidoViewSynthesisPipeline, capture: str, size: int
-    ) -> tuple[list[dict], object]:
-        """Rows of the table, and a picture of the test photos."""
-        scene = load_scene(capture, missing="skip")
-        test, train = capture_views(scene, "test"), capture_views(scene, "train")
-        case = capture_case(scene, test, size, size, len(train), train)
-        before = KaleidoViewSynthesisPipeline.from_pretrained(base).to(tuned.device)
-        rows, pictures = evaluate(None, [case], (len(train),)).summary(), {}
-        rows = [{**row, "model": row["method"]} for row in rows]  # what all photos say that training had
-        for name, pipe in (("base", before), ("fine-tuned", tuned)):
-            pipe.set_progress_bar_config(disable=True)
-            result: EvaluationResult = evaluate(
-                pipe,
-                [case],
-                self.scored_references,
-                baselines=name == "base",
-                height=size,
-                width=size,
-                num_inference_steps=self.denoising_steps,
-                views_per_group=1,
-            )
-            rows += [
-                {**row, "model": name if row["method"] == "kaleido" else row["method"]} for row in result.summary()
-            ]
-            for picture in result.pictures:
-                pictures |= {name: picture["kaleido"], "truth": picture["truth"], "": picture["references"]}
-        given = pictures.pop("", torch.zeros(0, 3, size, size))
-        return rows, contact_sheet(given, pictures or {"truth": case.images[len(train) :]}, tile=96)
+        self,
+        pipe: KaleidoViewSynthesisPipeline | None,
+        case: EvaluationCase,
+        name: str,
+        pictures: dict[str, torch.Tensor] | None = None,
+    ) -> list[dict]:
+        """Rows of the table. `pictures` of the test photos are added to; those of the references are called `""`."""
+        train = len(case.images) - case.num_targets
+        counts = tuple(count for count in self.scored_references if count <= train) or (train,)
+        if pipe is None:  # what all photos say that training had
+            return [{**row, "model": row["method"]} for row in evaluate(None, [case], (train,)).summary()]
+        pipe.set_progress_bar_config(disable=True)
+        size = case.images.shape[-1]
+        options = {"height": size, "width": size, "num_inference_steps": self.denoising_steps, "views_per_group": 1}
+        result = evaluate(pipe, [case], counts, baselines=name == "base", **options)
+        for picture in result.pictures if pictures is not None else ():
+            pictures |= {name: picture["kaleido"], "truth": picture["truth"], "": picture["references"]}
+        return [{**row, "model": name if row["method"] == "kaleido" else row["method"]} for row in result.summary()]
 
 
 def _peak_memory() -> str:

@@ -3,22 +3,17 @@ show. Nothing heavy is imported here; the work stands in one module a verb."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from ..bundled import resolve_capture
+from ..captures.opening import CaptureOptions
 from ..demo.limits import Limits
 from ..training.config import TrainConfig
 from ..training.recipes import CaptureRecipe
 
 
-if TYPE_CHECKING:
-    from ..captures.scene import Scene
-
-
 __all__ = [
-    "CaptureOptions",
     "ConfigOptions",
     "ConvertSettings",
     "DemoSettings",
@@ -33,49 +28,6 @@ __all__ = [
     "TrainSettings",
     "ViewSettings",
 ]
-
-
-@dataclass
-class CaptureOptions:
-    """How a capture is read, and which of its photos are kept back."""
-
-    missing: Literal["error", "skip"] = "skip"
-    """What to do about photos that the capture lists but does not have."""
-    images: Path | None = None
-    """Folder of the photos, where they do not lie with the cameras."""
-    downscale: int | None = None
-    """Take the photos from `images_2`, `images_4` or `images_8`."""
-    scene: str | None = None
-    """Which scene, of a shard or a category that holds several."""
-    split: str | None = None
-    """N of the `train_test_split_N.json` whose split to take."""
-    test_every: int | None = None
-    """Hold out every so many photos by name; when not given, the capture's own test split, or every 8th."""
-
-    def load(self, path: str) -> "Scene":
-        """The capture in the folder `path`; `sample` and `skull` ship with the package."""
-        if self.test_every is not None and self.test_every < 2:
-            raise ValueError(f"--test-every must be at least 2, got {self.test_every}.")
-        from ..captures.readers import load_scene  # not for --help
-
-        folder = resolve_capture(path)
-        options = {"images": self.images, "downscale": self.downscale, "scene": self.scene}
-        return load_scene(folder, self.missing, **options)
-
-    def split_of(self, scene: "Scene") -> tuple[list[int], list[int]]:
-        """Views that are kept back, and those that may be references.
-
-        Args:
-            scene ([`Scene`]): the capture.
-        """
-        from ..geometry.choosing import split_views
-
-        arguments, options = (len(scene), scene.splits), (self.test_every, self.split, scene.text_order)
-        test, train = (split_views(*arguments, split, *options) for split in ("test", "train"))
-        if not test or not train:
-            which = "to be kept back" if not test else "left to be references"
-            raise ValueError(f"{scene.name}: none of the {len(scene)} photos is {which}.")
-        return test, train
 
 
 @dataclass
@@ -181,6 +133,8 @@ class LoraSettings:
     resumed."""
     checkpoint: str = "kaleido-tiny"
     """Pipeline folder (in pixels) to start from, or the name of a bundled checkpoint."""
+    capture_options: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
+    """How the capture is read and split."""
     recipe: Annotated[CaptureRecipe, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureRecipe)
     """How to train."""
     scored_references: tuple[int, ...] = (3, 6, 12)

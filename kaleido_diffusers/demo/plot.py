@@ -109,7 +109,12 @@ def _targets(graph_objects, plan: Plan, size: float, axes: torch.Tensor) -> list
     path = targets.centers @ axes.mT
     line = {"mode": "lines", "line": {"width": 4, "color": _TARGET}, "hoverinfo": "skip"}
     traces = [_scatter(graph_objects, path, **line)]
-    drawn = torch.linspace(0, len(targets) - 1, min(len(targets), _MOST_FRUSTUMS)).round().long().tolist()
+    drawn = (
+        torch.linspace(0, len(targets) - 1, min(len(targets), _MOST_FRUSTUMS), dtype=torch.float32)
+        .round()
+        .long()
+        .tolist()
+    )
     for is_invented, color in ((False, _TARGET), (True, _INVENTED)):
         views = [view for view in drawn if (view in invented) is is_invented]
         if views:

@@ -3,14 +3,17 @@
 import shutil
 import stat
 import threading
+import warnings
 import zipfile
+import zlib
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import PIL.ExifTags
 
-from ..captures.images import CaptureError, load_image, open_image, save_image
+from ..captures.images import CaptureError, load_image, open_image, save_image, unread_photo
 from ..captures.readers import READERS, load_scene
 from ..captures.readers.assembly import IMAGE_SUFFIXES, printable
 from ..captures.readers.single_photo import UnknownLensError, photo_scene
@@ -24,11 +27,14 @@ __all__ = ["UPLOADED", "load_uploads", "unpack"]
 
 _VIDEOS = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
 UPLOADED = (*IMAGE_SUFFIXES, *_VIDEOS, ".zip")
-_PACKED = {*IMAGE_SUFFIXES, ".json", ".txt", ".bin", ".npy"}  # what a capture is made of; other files stay packed
+_PACKED = {*IMAGE_SUFFIXES, ".json", ".txt", ".bin", ".npy", ".ply"}  # of a capture; other files stay packed
 _ENTRIES = 20  # most entries of a zip for each photo that is allowed
 _LONG_SIDE = 1600  # pixels of the photos that are kept: as many as cameras are found with
 _FRAMES = 40  # most frames that are taken of a video
 _CHUNK = 1 << 20
+_IS_UTF8 = 0x800  # flag of a zip's entry
+_NOTHING = f"There are no photos ({', '.join(IMAGE_SUFFIXES)}) and no capture in a known format."
+_ONE_LISTENS = threading.Lock()  # warnings are the process's: one visitor's capture is read at a time
 
 
 def load_uploads(
@@ -63,13 +69,16 @@ def _load(files: list[Path], folder: Path, size: int, limits: Limits, cancelled)
         root = _capture_folder(given)
         if root is not None:
             yield Progress("Reading the capture")
-            scene = load_scene(root, "skip")
+            with _told(folder) as notes:
+                scene = load_scene(root, "skip")
             _check_count(len(scene), limits)
             name = files[0].stem if root == given else root.name
-            capture = replace(small_capture(scene, size), name=printable(name))
+            capture = replace(small_capture(scene, size, notes), name=printable(name))
             yield Progress("The capture is read", news=capture)
             return
-        files = sorted(path for path in given.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        names, files = _names(files[0]), sorted(p for p in given.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise ValueError(next((told for name in names if (told := unread_photo(name))), _NOTHING))
     if len(files) == 1 and files[0].suffix.lower() in _VIDEOS:
         video = folder / files[0].name
         shutil.copyfile(files[0], video)
@@ -126,18 +135,49 @@ def unpack(file: Path, folder: Path, limits: Limits) -> None:
                         if budget < 0:
                             raise ValueError(f"The zip unpacks to more than {limits.upload_mb} MB.")
                         copy.write(block)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, FileExistsError, RuntimeError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, FileExistsError, RuntimeError, zlib.error) as error:
         raise ValueError("The zip cannot be read: it is damaged, encrypted, or holds a file twice.") from error
     folder.mkdir(parents=True, exist_ok=True)
 
 
+def _names(file: Path) -> list[str]:
+    """Names of what a zip holds."""
+    with zipfile.ZipFile(file) as archive:
+        return [printable(_readable(entry)) for entry in archive.infolist() if not entry.is_dir()]
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[list[str]]:
+    """Collects what is said of files in a folder while the block runs, for the visitor to read."""
+    notes: list[str] = []
+    with _ONE_LISTENS, warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        yield notes
+    texts = (str(warning.message) for warning in heard)
+    notes += [_without_folders(text, folder) for text in texts if str(folder) in text]  # those of others are not ours
+
+
+def _readable(entry: zipfile.ZipInfo) -> str:
+    """The name of an entry. Zips that do not say so hold UTF-8 as well, or what Windows has in China (GBK)."""
+    if entry.flag_bits & _IS_UTF8 or entry.filename.isascii():
+        return entry.filename
+    raw = entry.filename.encode("cp437")
+    for encoding in ("utf-8", "gb18030"):
+        try:
+            return raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return entry.filename
+
+
 def _checked_name(entry: zipfile.ZipInfo, folder: Path) -> Path | None:
     """Where an entry belongs; none for what is no part of a capture."""
-    name = PurePosixPath(entry.filename.replace("\\", "/"))
-    if name.is_absolute() or ".." in name.parts or ":" in entry.filename or "\0" in entry.filename:
-        raise ValueError(f"The zip holds a name that leads out of its folder: {printable(entry.filename)}.")
+    written = _readable(entry).replace("\\", "/")
+    name = PurePosixPath(written)
+    if name.is_absolute() or ".." in name.parts or ":" in written or "\0" in written:
+        raise ValueError(f"The zip holds a name that leads out of its folder: {printable(written)}.")
     if stat.S_ISLNK(entry.external_attr >> 16):
-        raise ValueError(f"The zip holds a link, which is not followed: {printable(entry.filename)}.")
+        raise ValueError(f"The zip holds a link, which is not followed: {printable(written)}.")
     is_hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
     return None if is_hidden or name.suffix.lower() not in _PACKED else folder / name
 
@@ -158,7 +198,7 @@ def _gather(files: list[Path], folder: Path, limits: Limits, cancelled) -> Gener
     """Copies photos into one folder, under names that differ, and reduces the large ones. Returns them in their order,
     and a sentence for each file that was left out; raises `ValueError` where none is left."""
     if not files:
-        raise ValueError(f"There are no photos ({', '.join(IMAGE_SUFFIXES)}) and no capture in a known format.")
+        raise ValueError(_NOTHING)
     _check_count(len(files), limits)
     folder.mkdir(parents=True)
     photos, notes = [], []
@@ -180,6 +220,8 @@ def _reduced(file: Path, folder: Path, number: int, limits: Limits) -> Path:
     name = printable(file.name)
     if file.suffix.lower() in (*_VIDEOS, ".zip"):
         raise CaptureError(f"{name} is no photo: give a video or a zip alone.")
+    if (told := unread_photo(name)) is not None:
+        raise CaptureError(told)
     if file.suffix.lower() not in IMAGE_SUFFIXES:
         raise CaptureError(f"{name} is not a photo ({', '.join(IMAGE_SUFFIXES)}).")
     with open_image(file, name) as header:

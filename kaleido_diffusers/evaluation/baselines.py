@@ -66,10 +66,10 @@ def reference_distances(cameras: Cameras, targets: Cameras) -> torch.Tensor:
 def _sweep(images, cameras: Cameras, target: Cameras, weight, fill, num_planes: int, window: int) -> torch.Tensor:
     """One target `[3, H, W]`."""
     height, width = target.image_sizes.tolist()
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    pixels = torch.stack([x, y], dim=-1).reshape(-1, 2).double()
+    y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) + 0.5 for n in (height, width)), indexing="ij")
+    pixels = torch.stack([x, y], dim=-1).reshape(-1, 2)
     depth = float(looking_distances(cameras, target[None]))
-    best_cost = torch.full((height, width), torch.inf)
+    best_cost = torch.full((height, width), torch.inf, dtype=torch.float32)
     best_color = fill.clone()
     for inverse in torch.linspace(4.0, 0.25, num_planes, dtype=torch.float64) / depth:
         points = target.unproject(pixels, torch.full((len(pixels),), 1 / inverse, dtype=torch.float64))

@@ -159,7 +159,9 @@ def consistency(first: torch.Tensor, second: torch.Tensor, patch: int = 8, reach
     flat, other = first.flatten(0, -4), second.flatten(0, -4)
     padded = F.pad(other, [reach] * 4, value=10.0)  # what lies outside is like nothing
     height, width = first.shape[-2:]
-    best = torch.full((len(flat), height // patch, width // patch), torch.inf, device=first.device)
+    best = torch.full(
+        (len(flat), height // patch, width // patch), torch.inf, device=first.device, dtype=torch.float32
+    )
     for down in range(2 * reach + 1):
         for right in range(2 * reach + 1):
             moved = padded[..., down : down + height, right : right + width]
@@ -211,8 +213,8 @@ class LPIPS(nn.Module):
             self.features.append(convolution)
         for number in range(len(self._taken)):
             self.heads.append(nn.Parameter(state[f"lin{number}.model.1.weight"].float()))
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1))
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1))
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188], dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450], dtype=torch.float32).view(3, 1, 1))
         self.requires_grad_(False)
 
     def forward(self, images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

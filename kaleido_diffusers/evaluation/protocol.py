@@ -92,11 +92,11 @@ class EvaluationResult:
         chosen = [score for score in self.scores if score.num_references == num_references]
         if not chosen:
             return []
-        distances = torch.tensor([score.distance for score in chosen])
-        edges = torch.quantile(distances, torch.linspace(0, 1, bins + 1)[1:-1])
+        distances = torch.tensor([score.distance for score in chosen], dtype=torch.float32)
+        edges = torch.quantile(distances, torch.linspace(0, 1, bins + 1, dtype=torch.float32)[1:-1])
         groups: dict[tuple[int, str], list[Score]] = {}
         for score in chosen:
-            place = int(torch.bucketize(torch.tensor(score.distance), edges))
+            place = int(torch.bucketize(torch.tensor(score.distance, dtype=torch.float32), edges))
             groups.setdefault((place, score.method), []).append(score)
         return [
             {"method": key[1], "distance": _mean([s.distance for s in scores]), **_means(scores)}
@@ -107,7 +107,7 @@ class EvaluationResult:
 def _mean(values: Sequence[float]) -> float:
     """Mean of the values that were taken. Infinite ones count if there are no others: a capture may hold a photo
     twice."""
-    values = torch.tensor(values)
+    values = torch.tensor(values, dtype=torch.float32)
     finite = values[values.isfinite()]
     return float(finite.mean() if len(finite) else values.nanmean())
 
@@ -248,7 +248,7 @@ def _scores(method: str, scene: str, count: int, views, truth, lpips: LPIPS | No
     columns = {
         "psnr": psnr(views, truth),
         "ssim": ssim(views, truth),
-        "lpips": torch.full((len(views),), torch.nan) if lpips is None else lpips(views, truth),
+        "lpips": torch.full((len(views),), torch.nan, dtype=torch.float32) if lpips is None else lpips(views, truth),
         "gradient": gradient_energy(views),
         "consistency": _consistency(views),
         **known,
@@ -261,7 +261,7 @@ def _scores(method: str, scene: str, count: int, views, truth, lpips: LPIPS | No
 
 def _consistency(views: torch.Tensor) -> torch.Tensor:
     """Of each view `[M]` with the one before it; `NaN` for the first, and for views too small to tell."""
-    scores = torch.full((len(views),), torch.nan)
+    scores = torch.full((len(views),), torch.nan, dtype=torch.float32)
     if len(views) > 1 and min(views.shape[-2:]) >= 32:
         scores[1:] = consistency(views[1:], views[:-1])
     return scores

@@ -82,7 +82,9 @@ def check_rigid(poses: torch.Tensor, name: str = "poses") -> None:
     rotation = matrices[:, :3, :3]
     last_row = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64, device=matrices.device)
     finite = matrices.isfinite().all(-1).all(-1)
-    orthonormal = (rotation.mT @ rotation - torch.eye(3).to(rotation)).abs().amax((-2, -1)) < _RIGID_TOLERANCE
+    orthonormal = (rotation.mT @ rotation - torch.eye(3, dtype=torch.float32).to(rotation)).abs().amax(
+        (-2, -1)
+    ) < _RIGID_TOLERANCE
     proper = torch.linalg.det(rotation) > 0
     affine = (matrices[:, 3] - last_row).abs().amax(-1) < _RIGID_TOLERANCE
     faults = [
@@ -352,6 +354,11 @@ class Cameras:
 
         `world_from_camera` `[..., 4, 4]`; `image_sizes` `[..., 2]` or `[2]`, (height, width).
         """
+        if isinstance(fov, (list, tuple)) or getattr(fov, "ndim", 0):
+            raise ValueError(
+                f"`fov` must be one number of degrees for all cameras, got {fov}. Where they differ, pass"
+                " `intrinsics`, one for each."
+            )
         if not 0 < fov < 180:
             raise ValueError(f"`fov` must lie between 0 and 180 degrees, got {fov}.")
         if fov < math.pi:
@@ -586,8 +593,8 @@ class Cameras:
             raise ValueError(f"Rays need one image size for all cameras, got (height, width) {sizes.tolist()}.")
         height, width = sizes[0].tolist()
         y, x = torch.meshgrid(
-            torch.arange(height, device=self.device) + 0.5,
-            torch.arange(width, device=self.device) + 0.5,
+            torch.arange(height, device=self.device, dtype=self.intrinsics.dtype) + 0.5,
+            torch.arange(width, device=self.device, dtype=self.intrinsics.dtype) + 0.5,
             indexing="ij",
         )
         pixels = torch.stack([x, y], dim=-1).reshape(-1, 2)

@@ -96,7 +96,9 @@ def coverage(cameras: Cameras, targets: Cameras) -> torch.Tensor:
         cameras (`Cameras` of shape `[V]`): the candidates.
         targets (`Cameras` of shape `[M]`): what is to be seen; of a long path, some views are enough.
     """
-    targets = targets[torch.linspace(0, len(targets) - 1, min(len(targets), _MOST_TARGETS)).round().long()]
+    targets = targets[
+        torch.linspace(0, len(targets) - 1, min(len(targets), _MOST_TARGETS), dtype=torch.float32).round().long()
+    ]
     depths = looking_distances(cameras, targets)[:, None] * torch.tensor(_DEPTHS, dtype=torch.float64)
     steps = (torch.arange(_GRID, dtype=torch.float64) + 0.5) / _GRID
     grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).reshape(-1, 1, 2)
@@ -242,7 +244,7 @@ def sample_view_subset(
     """
     if count > num_views:
         raise ValueError(f"`count` is {count}, but the scene has {num_views} views.")
-    draw = torch.rand((), generator=generator).item() * sum(mix)
+    draw = torch.rand((), generator=generator, dtype=torch.float32).item() * sum(mix)
     order = torch.randperm(num_views, generator=generator).tolist()
     if draw >= mix[0] + mix[1] or (cameras is None and times is None):
         return order[:count]

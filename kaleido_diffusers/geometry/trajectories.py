@@ -42,7 +42,7 @@ def focus_point(cameras: Cameras) -> torch.Tensor:
     centers, forward = cameras.centers, cameras.forward
     spread = (centers - centers.mean(0)).norm(dim=-1).max().clamp_min(1e-6)
     guess = (centers + 2 * spread * forward).mean(0)
-    eye = torch.eye(3).to(centers)
+    eye = torch.eye(3, dtype=torch.float32).to(centers)
     projectors = eye - forward.unsqueeze(-1) * forward.unsqueeze(-2)
     weight = 1e-3
     matrix = projectors.mean(0) + weight * eye
@@ -68,7 +68,7 @@ def up_direction(cameras: Cameras) -> torch.Tensor:
     """
     right, up = cameras.world_from_camera[:, :3, 0], -cameras.world_from_camera[:, :3, 1]
     mean_up = F.normalize(up.mean(0), dim=0)
-    eye = torch.eye(3).to(right)
+    eye = torch.eye(3, dtype=torch.float32).to(right)
     scatter = (right.unsqueeze(-1) * right.unsqueeze(-2)).mean(0) + 1e-3 * (eye - torch.outer(mean_up, mean_up))
     candidate = torch.linalg.eigh(scatter).eigenvectors[:, 0]
     return candidate * (1.0 if candidate @ mean_up >= 0 else -1.0)
@@ -212,7 +212,7 @@ def dolly(cameras: Cameras, num_views: int = 80, distance: float = 0.5, focus: t
     pose = cameras.world_from_camera[0]
     reach = distance * (_focus(cameras, focus) - pose[:3, 3]).norm()
     poses = pose.repeat(num_views, 1, 1)
-    poses[:, :3, 3] += torch.linspace(0, 1, num_views).to(pose)[:, None] * reach * pose[:3, 2]
+    poses[:, :3, 3] += torch.linspace(0, 1, num_views, dtype=torch.float32).to(pose)[:, None] * reach * pose[:3, 2]
     return _like(cameras[0], poses)
 
 

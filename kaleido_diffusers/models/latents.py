@@ -193,7 +193,7 @@ def measure_statistics(vae: ModelMixin, views: Iterable[torch.Tensor]) -> dict[s
     Returns:
         `dict[str, Any]`: `latents_mean`, `latents_std` and `scaling_factor`, for `vae.register_to_config`.
     """
-    count, total, square = 0, torch.zeros(latent_channels(vae)).double(), torch.zeros(latent_channels(vae)).double()
+    count, (total, square) = 0, torch.zeros(2, latent_channels(vae), dtype=torch.float64)
     for some in views:
         latents = encode_views(vae, some).cpu().double().flatten(0, -4).transpose(0, 1).flatten(1)  # [C, ...]
         count += latents.shape[1]
@@ -211,7 +211,9 @@ def _statistics(vae: ModelMixin, device: torch.device):
     config = vae.config
     mean, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor") or 1.0
     if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        channels = (torch.tensor(config[key], device=device) for key in ("latents_mean", "latents_std"))
+        channels = (
+            torch.tensor(config[key], device=device, dtype=torch.float32) for key in ("latents_mean", "latents_std")
+        )
         mean, std = (values.reshape(-1, 1, 1) for values in channels)
         scale = scale / std
     return mean, scale

@@ -113,10 +113,10 @@ def _with_memory(transformer: KaleidoTransformer3DModel):
     shape = (len(module.layers), 2, len(views), 4, tokens, config.num_key_value_heads, config.attention_head_dim)
     inputs = {
         "views": (views, _VIEWS),
-        "timestep": (torch.full(views.shape[:2], 500.0), _ENTRIES),
+        "timestep": (torch.full(views.shape[:2], 500.0, dtype=torch.float32), _ENTRIES),
         "poses": (poses, _ENTRIES),
         "intrinsics": (intrinsics, _ENTRIES),
-        "times": (torch.rand(views.shape[:2]), _ENTRIES),
+        "times": (torch.rand(views.shape[:2], dtype=torch.float32), _ENTRIES),
         "memory": (torch.randn(shape, dtype=transformer.dtype), {2: "scenes", 3: "remembered", 4: "tokens"}),
     }
     return _graph(module, inputs, ["sample", "grown_memory"])
@@ -127,10 +127,10 @@ def _in_one_pass(transformer: KaleidoTransformer3DModel):
     inputs = {
         "references": (views[:, :4], {**_VIEWS, 1: "references"}),
         "targets": (views[:, 4:], _TARGETS),
-        "timestep": (torch.full((len(views), 3), 500.0), {0: "scenes", 1: "targets"}),
+        "timestep": (torch.full((len(views), 3), 500.0, dtype=torch.float32), {0: "scenes", 1: "targets"}),
         "poses": (poses, _ENTRIES),
         "intrinsics": (intrinsics, _ENTRIES),
-        "times": (torch.rand(views.shape[:2]), _ENTRIES),
+        "times": (torch.rand(views.shape[:2], dtype=torch.float32), _ENTRIES),
     }
     return _graph(_InOnePass(transformer), inputs, ["sample"])
 
@@ -138,19 +138,27 @@ def _in_one_pass(transformer: KaleidoTransformer3DModel):
 def _encoder(vae: ModelMixin):
     side = 8 * compression(vae)
     free = {0: "views", 2: "height", 3: "width"}
-    return _graph(_Encoder(vae), {"pixels": (torch.rand(2, 3, side, 2 * side), free)}, ["latents"])
+    return _graph(
+        _Encoder(vae), {"pixels": (torch.rand(2, 3, side, 2 * side, dtype=torch.float32), free)}, ["latents"]
+    )
 
 
 def _decoder(vae: ModelMixin):
     free = {0: "views", 2: "height", 3: "width"}
-    return _graph(_Decoder(vae), {"latents": (torch.randn(2, latent_channels(vae), 8, 16), free)}, ["pixels"])
+    return _graph(
+        _Decoder(vae),
+        {"latents": (torch.randn(2, latent_channels(vae), 8, 16, dtype=torch.float32), free)},
+        ["pixels"],
+    )
 
 
 def _example(transformer: KaleidoTransformer3DModel, num_views: int) -> tuple[torch.Tensor, ...]:
     """Two scenes of views with cameras; no two sizes are the same, nor 1, which would be taken for fixed."""
     config = transformer.config
-    views = torch.randn(2, num_views, config.in_channels, 5 * config.patch_size, 6 * config.patch_size)
-    poses, intrinsics = (torch.eye(side).repeat(2, num_views, 1, 1) for side in (4, 3))
+    views = torch.randn(
+        2, num_views, config.in_channels, 5 * config.patch_size, 6 * config.patch_size, dtype=torch.float32
+    )
+    poses, intrinsics = (torch.eye(side, dtype=torch.float32).repeat(2, num_views, 1, 1) for side in (4, 3))
     return views, poses, intrinsics
 
 

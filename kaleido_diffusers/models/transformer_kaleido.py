@@ -587,7 +587,7 @@ class KaleidoTransformer3DModel(
             [`KaleidoReferenceCache`]: `cache`, grown in place, or a new one.
         """
         cache = KaleidoReferenceCache() if cache is None else cache
-        timestep = torch.zeros(hidden_states.shape[:2], device=hidden_states.device)
+        timestep = torch.zeros(hidden_states.shape[:2], device=hidden_states.device, dtype=torch.float32)
         self(
             hidden_states,
             timestep,

@@ -17,6 +17,7 @@
 Shapes: B scenes, M targets, S samples of each target, R rows (scenes and their samples), g targets of a group.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,11 +26,17 @@ import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_dpmsolver_singlestep import DPMSolverSinglestepScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_lcm import FlowMatchLCMScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..geometry.cameras import farthest_views
 from ..geometry.views import ShownFrame, ViewGeometry, Views
-from ..models.latents import encode_views
+from ..models.latents import encode_views, latent_channels
 from ..models.reference_cache import KaleidoReferenceCache
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
@@ -41,6 +48,7 @@ __all__ = [
     "JOINS_MEMORY",
     "as_asked",
     "branch",
+    "check_autoencoder",
     "check_count",
     "check_group_options",
     "check_prediction_type",
@@ -57,12 +65,17 @@ __all__ = [
     "remember",
     "replay",
     "set_timesteps",
+    "take_step",
+    "taken_prediction",
 ]
 
 GENERATION_ORDERS = ("given", "nearest", "anchors")
 JOINS_MEMORY = ("all", "first", "none")
 
-Scheduler = Any  # RectifiedFlowViewScheduler or FlowMatchEulerDiscreteScheduler
+Scheduler = Any  # RectifiedFlowViewScheduler, or one of these of diffusers':
+
+_FLOWS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
+_SOLVERS = (UniPCMultistepScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler)
 
 
 # Inputs
@@ -89,6 +102,28 @@ def check_size(height: int, width: int, multiple: int) -> None:
     """
     if height % multiple or width % multiple or height < 1 or width < 1:
         raise ValueError(f"`height` and `width` must be multiples of {multiple}, got {height} and {width}.")
+
+
+def check_autoencoder(transformer: KaleidoTransformer3DModel, vae: ModelMixin | None) -> None:
+    """Raises `ValueError` for an autoencoder whose latents the transformer does not work on, or for none where it
+    works on latents.
+
+    Args:
+        transformer ([`KaleidoTransformer3DModel`]): of the pipeline.
+        vae (`ModelMixin`, *optional*): of the pipeline.
+    """
+    wanted, made = transformer.config["in_channels"], latent_channels(vae)
+    if wanted == made:
+        return
+    makes = (
+        "there is no `vae`, and pixels have 3 channels"
+        if vae is None
+        else (f"the `vae`, {type(vae).__name__}, makes latents of {made} channels")
+    )
+    raise ValueError(
+        f"The transformer works on views of {wanted} channels, but {makes}: pass the `vae` that it was trained with"
+        f"{' (`None` for pixels)' if wanted == 3 else ''}."
+    )
 
 
 def check_group_options(
@@ -120,19 +155,26 @@ def check_group_options(
 
 
 def check_prediction_type(scheduler: Scheduler, prediction_type: str) -> None:
-    """Raises `ValueError` where the scheduler would misread what the transformer predicts.
+    """Raises `ValueError` for a scheduler that does not follow the flow, and where it would misread what the
+    transformer predicts.
 
     Args:
         scheduler (`SchedulerMixin`): of the pipeline.
         prediction_type (`str`): what the transformer was trained to predict.
     """
-    knows_samples = isinstance(scheduler, RectifiedFlowViewScheduler)
-    taken = scheduler.config.get("prediction_type", "velocity") if knows_samples else "velocity"
+    name, taken = type(scheduler).__name__, taken_prediction(scheduler)
+    if taken is None:
+        others = ", ".join(kind.__name__ for kind in _SOLVERS)
+        is_ours = "flow_prediction" if prediction_type == "velocity" else prediction_type
+        raise ValueError(
+            f"The {name}, as it is set, does not follow the flow from noise to views. Those that do:"
+            f" RectifiedFlowViewScheduler; {', '.join(kind.__name__ for kind in _FLOWS)} (velocities); and, made by"
+            f" `from_config(scheduler.config, use_flow_sigmas=True, prediction_type={is_ours!r})`, {others}."
+        )
     if prediction_type != taken:
         raise ValueError(
-            f"The transformer predicts {prediction_type!r}, which the {type(scheduler).__name__}"
-            f" would take for a {taken!r}. Use `RectifiedFlowViewScheduler.from_config(scheduler.config,"
-            f" prediction_type={prediction_type!r})`."
+            f"The transformer predicts {prediction_type!r}, which the {name} would take for a {taken!r}. Use"
+            f" `RectifiedFlowViewScheduler.from_config(scheduler.config, prediction_type={prediction_type!r})`."
         )
 
 
@@ -153,6 +195,22 @@ def check_targets(shown: ShownFrame, target_poses: Any, target_times: Any) -> No
                 f"`{name}` must {'not ' * (known is None)}be given with this `memory`: its references"
                 f" have {'no ' * (known is None)}{'cameras' if name == 'target_poses' else 'times'}."
             )
+
+
+def taken_prediction(scheduler: Scheduler) -> str | None:
+    """What a scheduler takes the predictions of the transformer for; `None` if it does not follow the flow.
+
+    Args:
+        scheduler (`SchedulerMixin`): of the pipeline.
+    """
+    config = scheduler.config
+    if isinstance(scheduler, RectifiedFlowViewScheduler):
+        return config.prediction_type
+    if isinstance(scheduler, _FLOWS):
+        return None if config.get("invert_sigmas") or config.get("scale_factors") else "velocity"
+    if isinstance(scheduler, _SOLVERS) and config.use_flow_sigmas:
+        return {"flow_prediction": "velocity", "sample": "sample"}.get(config.prediction_type)
+    return None
 
 
 def make_noise(
@@ -302,7 +360,7 @@ def order_targets(
         return list(range(len(between)))
     order = farthest_views(between, min(views_per_group, len(between))) if generation_order == "anchors" else []
     gap = torch.cat([targets.distances(references)[0], between[:, order]], dim=1)
-    gap = gap.amin(-1) if gap.shape[1] else torch.zeros(len(between))
+    gap = gap.amin(-1) if gap.shape[1] else torch.zeros(len(between), dtype=torch.float32)
     while len(order) < len(between):
         rest = [view for view in range(len(between)) if view not in order]
         order.append(min(rest, key=lambda view: gap[view].item()))
@@ -361,23 +419,53 @@ def set_timesteps(
         num_inference_steps (`int`): steps from noise to views.
         sigmas (`Sequence[float]`, *optional*): a schedule instead of that.
     """
-    num_targets, (height, width) = latents.shape[1], latents.shape[-2:]
-    options: dict[str, Any] = (
-        {"sigmas": sigmas} if sigmas is not None else {"num_inference_steps": num_inference_steps}
-    )
-    config = scheduler.config
-    if sigmas is None and not isinstance(scheduler, RectifiedFlowViewScheduler):  # its own ends before 0
-        options = {"sigmas": np.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()}
-    if config.get("use_dynamic_shifting"):
-        num_tokens = num_targets * (height // patch_size) * (width // patch_size)
-        if isinstance(scheduler, RectifiedFlowViewScheduler):
-            options["mu"] = scheduler.calculate_mu(num_tokens)
-        else:
-            slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-            options["mu"] = config.base_shift + slope * (num_tokens - config.base_image_seq_len)
+    is_ours = isinstance(scheduler, RectifiedFlowViewScheduler)
+    options: dict[str, Any] = {"num_inference_steps": num_inference_steps}
+    if sigmas is not None or not is_ours:  # the schedules of others end before 0
+        chosen = np.linspace(1, 1 / num_inference_steps, num_inference_steps) if sigmas is None else sigmas
+        options = {"sigmas": list(chosen) if is_ours else np.array(chosen, dtype=np.float64)}
+    if "sigmas" in options and "sigmas" not in inspect.signature(scheduler.set_timesteps).parameters:
+        if sigmas is not None:
+            raise ValueError(f"The {type(scheduler).__name__} takes no `sigmas`: pass `num_inference_steps`.")
+        options = {"num_inference_steps": num_inference_steps}
+    if scheduler.config.get("use_dynamic_shifting"):
+        height, width = latents.shape[-2:]
+        options["mu"] = _shift(scheduler, latents.shape[1] * (height // patch_size) * (width // patch_size))
     scheduler.set_timesteps(device=latents.device, **options)
     scheduler.set_begin_index(0)
     return scheduler.timesteps
+
+
+def _shift(scheduler: Scheduler, num_tokens: int) -> float:
+    """The logarithm of the shift of a schedule that depends on the number of tokens."""
+    if isinstance(scheduler, RectifiedFlowViewScheduler):
+        return scheduler.calculate_mu(num_tokens)
+    defaults = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+    low, high, base, most = (scheduler.config.get(name, default) for name, default in defaults.items())
+    return base + (most - base) / (high - low) * (num_tokens - low)
+
+
+def take_step(
+    scheduler: Scheduler, prediction: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor, generator: Any
+) -> torch.Tensor:
+    """
+    The targets one step nearer to views, `[R, g, C, h, w]`.
+
+    Args:
+        scheduler (`SchedulerMixin`): set to the schedule of the group.
+        prediction (`torch.Tensor` of shape `[R, g, C, h, w]`): of the transformer.
+        timestep (`torch.Tensor` of shape `[]`): of the step.
+        latents (`torch.Tensor` of shape `[R, g, C, h, w]`): the targets.
+        generator (`torch.Generator` or `list[torch.Generator]`, *optional*): source of the noise that stochastic
+            schedulers add: one, or one for each of the B scenes, whose rows follow each other.
+    """
+    options = {}
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        if isinstance(generator, list):
+            samples = len(latents) // len(generator)
+            generator = [scene for scene in generator for _ in range(samples)]
+        options["generator"] = generator
+    return scheduler.step(prediction, timestep, latents, return_dict=False, **options)[0]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ def prepare_references(
     Returns:
         [`Views`]: `[1, N]`, pixels in [-1, 1].
     """
+    images = list(images) if isinstance(images, Iterator) else images
     if images is None or (hasattr(images, "__len__") and not len(images)):
         raise ValueError("`images` must hold at least one reference, got none.")
     if _is_batch(images):
@@ -112,7 +113,7 @@ def prepare_view_inputs(
         height (`int`): of all views, in pixels.
         width (`int`): of all views, in pixels.
     """
-    images = [] if images is None else images
+    images = [] if images is None else list(images) if isinstance(images, Iterator) else images
     is_batch = _is_batch(images)
     scenes = list(images) if is_batch else [images]
     batch_size = len(scenes)
@@ -126,6 +127,7 @@ def prepare_view_inputs(
         "target_times": target_times,
     }
     if is_batch:
+        _check_lenses(arguments, scenes)
         arguments = {name: _split(value, batch_size, name) for name, value in arguments.items()}
     else:
         arguments = {name: [value] for name, value in arguments.items()}
@@ -187,7 +189,7 @@ def _opened(images, height: int, width: int) -> tuple[list[torch.Tensor], list[t
 
 def _stacked(images: list[torch.Tensor], height: int, width: int) -> torch.Tensor:
     """`[N, 3, height, width]` in [-1, 1]."""
-    return torch.stack(images) * 2 - 1 if images else torch.zeros(0, 3, height, width)
+    return torch.stack(images) * 2 - 1 if images else torch.zeros(0, 3, height, width, dtype=torch.float32)
 
 
 def _check_described(cameras: Cameras | None, times: torch.Tensor | None, *lens) -> None:
@@ -351,6 +353,20 @@ def _split(value, batch_size: int, name: str) -> list:
     if len(value) != batch_size:
         raise ValueError(f"`{name}` must hold one entry for each of the {batch_size} scenes, got {len(value)}.")
     return [value[i] for i in range(batch_size)]
+
+
+def _check_lenses(arguments: dict[str, Any], scenes: Sequence) -> None:
+    """Raises `ValueError` for intrinsics `[B, 3, 3]` of a batch, which may be meant for its B scenes or, as in one
+    scene, for as many views."""
+    of_scenes = [value for name in ("poses", "target_poses") if (value := arguments[name]) is not None]
+    counts = {len(scenes[0])} | {len(value[0]) for value in of_scenes if len(value) and hasattr(value[0], "__len__")}
+    for name in ("intrinsics", "target_intrinsics"):
+        value = arguments[name]
+        if value is not None and _ndim(value) == 3 and len(value) == len(scenes) and len(value) in counts:
+            raise ValueError(
+                f"`{name}` of {len(value)} lenses may be one for each of the {len(scenes)} scenes, or for each view:"
+                f" pass [3, 3] for all, or [{len(scenes)}, V, 3, 3]."
+            )
 
 
 def _ndim(value) -> int:

@@ -96,6 +96,7 @@ class _Options:
     image_size: tuple[int, int] | None  # None for latents
     callback: Callable | None
     callback_inputs: list[str]
+    generator: torch.Generator | list[torch.Generator] | None  # of the noise that the scheduler adds
 
 
 class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
@@ -133,7 +134,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         if prediction_type is None:
-            prediction_type = scheduler.config.get("prediction_type", "velocity")
+            prediction_type = generation.taken_prediction(scheduler) or "velocity"
         self.register_to_config(prediction_type=prediction_type)
         self.vae_scale_factor = compression(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_resize=False)
@@ -256,6 +257,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             width (`int`): as in a call.
             max_memory_views (`int`, *optional*): as in a call.
         """
+        generation.check_autoencoder(self.transformer, self.vae)
         generation.check_size(height, width, self.vae_scale_factor * self.transformer.config.patch_size)
         if max_memory_views is not None:
             generation.check_count("max_memory_views", max_memory_views)
@@ -467,6 +469,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipeline, step, timestep, {"latents": ...})` after each scheduler step; `step`
                 counts over all groups, the latents `[rows, targets of the group, C, h, w]` are those of one group.
+                What it returns, a dictionary of tensors or nothing, replaces them.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`):
                 Names of the tensors that the callback gets.
             memory ([`SceneMemory`], *optional*):
@@ -562,6 +565,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
                 None if output_type == "latent" else (height, width),
                 callback_on_step_end,
                 callback_on_step_end_tensor_inputs,
+                generator,
             ),
         )
 
@@ -622,7 +626,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         self._num_timesteps = steps * len(groups)
         outputs = torch.zeros_like(noise, device="cpu")
         if options.image_size is not None:
-            outputs = torch.zeros(*noise.shape[:2], 3, *options.image_size)
+            outputs = torch.zeros(*noise.shape[:2], 3, *options.image_size, dtype=torch.float32)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             for number, group in enumerate(groups):
                 if self.interrupt:
@@ -683,10 +687,11 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             if self.guidance_scale != 1.0 and context:
                 unconditional = self._predict("uncond", index, latents, geometry, {})
                 prediction = torch.lerp(unconditional, prediction, self.guidance_scale)
-            latents = self.scheduler.step(prediction, t, latents, return_dict=False)[0]
+            latents = generation.take_step(self.scheduler, prediction, t, latents, options.generator)
             if options.callback is not None:
                 tensors = {"latents": latents} if "latents" in options.callback_inputs else {}
-                latents = options.callback(self, first_step + index, t, tensors).get("latents", latents)
+                changed = options.callback(self, first_step + index, t, tensors)
+                latents = (changed or {}).get("latents", latents)
             progress_bar.update()
         self.transformer._reset_stateful_cache()
         return latents

@@ -104,7 +104,7 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`shift` must be positive, got {shift}.")
         self.init_noise_sigma = 1.0
         self.num_inference_steps = None
-        self.sigmas = self._shifted(torch.linspace(1, 0, num_train_timesteps + 1), None)
+        self.sigmas = self._shifted(torch.linspace(1, 0, num_train_timesteps + 1, dtype=torch.float32), None)
         self.timesteps = self.sigmas[:-1] * num_train_timesteps
         self._reset()
 
@@ -186,7 +186,7 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
         else:
             if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
                 raise ValueError(f"`num_inference_steps` must be a positive integer, got {num_inference_steps!r}.")
-            schedule = self._shifted(torch.linspace(1, 0, num_inference_steps + 1), mu)
+            schedule = self._shifted(torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float32), mu)
         if num_inference_steps is not None and len(schedule) != num_inference_steps + 1:
             raise ValueError(f"The schedule has {len(schedule) - 1} steps, but {num_inference_steps} were asked for.")
         self.num_inference_steps = len(schedule) - 1
@@ -203,7 +203,9 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
             timestep (`float` or `torch.Tensor`):
                 One of `timesteps`.
         """
-        indices = (self.timesteps == torch.as_tensor(timestep, device=self.timesteps.device)).nonzero()
+        indices = (
+            self.timesteps == torch.as_tensor(timestep, dtype=torch.float32, device=self.timesteps.device)
+        ).nonzero()
         if not len(indices):
             raise ValueError(f"`timestep` must be one of `scheduler.timesteps`, got {timestep}.")
         return int(indices[-1])
@@ -329,7 +331,8 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
             device (`str` or `torch.device`, *optional*):
                 Device of the sigmas.
         """
-        source = dict(generator=generator, device=device if generator is None else generator.device)
+        device_of_noise = device if generator is None else generator.device
+        source = dict(generator=generator, device=device_of_noise, dtype=torch.float32)
         if self.config.training_distribution == "uniform":
             return (1 - torch.rand(batch_size, num_groups, **source)).to(device)
         logits = torch.randn(batch_size, num_groups, **source).to(device)
@@ -373,7 +376,7 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
     def _checked(self, values: Sequence[float], name: str) -> torch.Tensor:
         schedule = torch.as_tensor(values, dtype=torch.float32).cpu()
         if schedule.ndim == 1 and len(schedule) and schedule[-1] > 0:
-            schedule = torch.cat([schedule, torch.zeros(1)])
+            schedule = torch.cat([schedule, torch.zeros(1, dtype=torch.float32)])
         falling = schedule.ndim == 1 and len(schedule) > 1 and bool((schedule.diff() < 0).all())
         if not falling or not (0 <= schedule[-1] and schedule[0] <= 1):
             raise ValueError(f"`{name}` must fall strictly, within sigma 1 and 0, got {list(values)}.")
@@ -385,7 +388,7 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
 
     def _interval(self, timestep: float | torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sigma now and next, shaped to broadcast over `sample`."""
-        timestep = torch.as_tensor(timestep)
+        timestep = torch.as_tensor(timestep, dtype=torch.float32)
         if timestep.shape in ((), (1,)):
             if self._step_index is None:
                 self._step_index = (

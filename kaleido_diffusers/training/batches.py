@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 
 from ..captures.images import CaptureError
-from ..captures.readers import load_scene
 from ..captures.readers.shard_files import is_remote
 from ..captures.readers.shards import find_shard
 from ..geometry.choosing import choose_references, sample_view_subset
 from ..geometry.views import Views
 from ..worlds.samples import InMemory, SceneSource, scene_sample
-from ..worlds.sources import ShardSource, SourceOptions, capture_views, is_rendered, open_source
+from ..worlds.sources import CaptureSource, ShardSource, SourceOptions, capture_views, is_rendered, open_source
 from .config import TrainConfig
 from .objective import ViewPartition, draw_partition
 
@@ -62,6 +61,7 @@ def source_options(config: TrainConfig, split: str = "train") -> SourceOptions:
         validation_photos=config.validation_photos,
         cache=config.cache,
         cache_gigabytes=config.cache_gigabytes,
+        capture=config.capture,
     )
 
 
@@ -78,9 +78,11 @@ def validation_samples(config: TrainConfig) -> list[tuple[Views, int]]:
     if is_shard and config.validation is None:
         return []
     if not is_rendered(name) and not is_shard and Path(name).exists():
-        scene = load_scene(name, missing="skip")
-        targets = capture_views(scene, "validation", config.validation_photos)[: config.validation_photos or 2]
-        rest = capture_views(scene, "train", config.validation_photos)
+        scene = config.capture.load(name)
+        targets, rest = (
+            capture_views(scene, split, config.validation_photos, config.capture) for split in ("validation", "train")
+        )
+        targets = targets[: config.validation_photos or 2]
         count = min(config.validation_references, len(rest))
         references = choose_references(scene.cameras, count, rest, scene.cameras[targets])
         return [(scene_sample(scene, config.size, references + targets), len(references))]
@@ -100,7 +102,13 @@ def open_sources(config: TrainConfig, progress=None) -> tuple[list[SceneSource],
     for entry in config.data:
         name, _, weight = entry.partition("=")
         source = open_source(name, source_options(config))
-        fewest = source.fewest_views if isinstance(source, ShardSource) and not config.skip_broken else None
+        fewest = None
+        if is_rendered(name):
+            fewest = config.scene_views
+        elif isinstance(source, CaptureSource):
+            fewest = len(source[0])
+        elif isinstance(source, ShardSource) and not config.skip_broken:
+            fewest = source.fewest_views
         if fewest is not None and fewest < config.views:
             raise CaptureError(f"{name}: has a scene of {fewest} views; `views` asks for {config.views}.")
         sources.append(InMemory(source, progress) if config.in_memory else source)
@@ -175,7 +183,7 @@ class StepBatches(torch.utils.data.Dataset):
     ):
         if config.batch % world_size:
             raise ValueError(f"`batch` ({config.batch}) must be a multiple of the {world_size} processes.")
-        self.config, self.sources, self.weights = config, sources, torch.tensor(weights)
+        self.config, self.sources, self.weights = config, sources, torch.tensor(weights, dtype=torch.float32)
         self.rows = list(range(rank, config.batch, world_size))
 
     def __len__(self) -> int:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..captures.opening import CaptureOptions
+
 
 __all__ = ["LoraOptions", "ModelConfig", "TrainConfig"]
 
@@ -115,6 +117,8 @@ class TrainConfig:
     """Least and greatest arc of the cameras of a drawn world around what they look at, in radians."""
     zoom: float = 0.3
     """Part of the drawn worlds whose views differ in their field of view."""
+    capture: CaptureOptions = field(default_factory=CaptureOptions)
+    """How captures in `data` are read and split."""
     in_memory: bool = False
     """Read or render every source once, at the start."""
     steps: int = 10_000
@@ -200,6 +204,9 @@ class TrainConfig:
             "log_every",
             "validate_every",
             "gradient_accumulation_steps",
+            "validation_scenes",
+            "validation_steps",
+            "validation_references",
         )
         for name in above:
             if not getattr(self, name) > 0:
@@ -213,6 +220,14 @@ class TrainConfig:
         for name in ("data_parallel_replicate_degree", "data_parallel_shard_degree"):
             if getattr(self, name) != -1 and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be -1 or above 0, got {getattr(self, name)}.")
+        if not all(0 <= count < self.views for count in self.references):
+            raise ValueError(
+                f"`references` must lie between 0 and {self.views - 1}, below `views`, got {self.references}."
+            )
+        if not self.target_group_sizes or min(self.target_group_sizes) < 1:
+            raise ValueError(f"`target_group_sizes` must hold numbers from 1, got {self.target_group_sizes}.")
+        if min(self.view_mix) < 0 or not 0 < sum(self.view_mix) < math.inf:
+            raise ValueError(f"`view_mix` must hold weights from 0, not all zero, got {self.view_mix}.")
 
     def shard_degree(self, processes: int) -> int:
         """Processes that a copy of the model is split over. `ValueError` where copies and shards do not make up all

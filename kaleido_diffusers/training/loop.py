@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..captures.images import save_image
-from ..files import folder_written_whole
+from ..files import DiskFullError, folder_written_whole
 from ..geometry.views import Views
 from ..loaders.adapter_files import AdapterInfo, save_adapter
 from ..loaders.alignment import align_weights
@@ -94,6 +94,9 @@ class Trainer:
         set_seed(config.seed)
         self.vae = self._make_autoencoder()
         self._make_model()
+        multiple = self.transformer.config.patch_size * compression(self.vae)
+        if config.size % multiple:
+            raise ValueError(f"`size` must be a multiple of {multiple} for this model, got {config.size}.")
         self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.step, self.best_step, self.best_score, self.operations = 0, 0, -math.inf, 0
         self._started, self._minutes_before = time.monotonic(), 0.0
@@ -118,6 +121,8 @@ class Trainer:
             accelerator.init_trackers("kaleido")
         bar = tqdm(total=config.steps, initial=self.step, disable=not self.is_main, dynamic_ncols=True)
         batches, losses = self._batches(), []
+        if self.step < config.steps and not stops:
+            self._check()
         meter = Meter(accelerator.num_processes, card_at_hand(self.dtype).peak)
         while self.step < config.steps and not stops:
             with meter.aside("waiting"):
@@ -162,6 +167,36 @@ class Trainer:
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return folder
+
+    def _check(self) -> None:
+        """Raises before the first step what would end the run later: no room for its checkpoints, validation that
+        cannot be. `ValueError`, `CaptureError` or `DiskFullError`."""
+        config = self.config
+        if self.is_main:
+            self._check_room()
+        self._validation = validation_samples(config)
+        if self._validation:
+            self._generated(self._validation[:1], replace(config, validation_steps=1))
+        elif config.patience is not None:
+            raise ValueError("`patience` needs scores, but there is nothing to validate on: name it by `validation`.")
+
+    def _check_room(self) -> None:
+        """Raises `DiskFullError` where the checkpoints that are to come, and the result, do not fit."""
+        config, there = self.config, len([*self.config.output.glob("checkpoint-*[0-9]")])
+        saves = -(-(config.steps - self.step) // config.save_every)
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in self.trained)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        sizes = ((1 + ("betas" in group), tensor) for group in groups for tensor in group["params"])
+        one = 2 * weights + sum(moments * tensor.numel() * tensor.element_size() for moments, tensor in sizes)
+        count = max(0, min(config.keep + 1, there + saves) - there)
+        needed = count * one + weights * (1 + (config.patience is not None))
+        free = shutil.disk_usage(config.output).free
+        if needed > free:
+            raise DiskFullError(
+                f"The disk of {config.output} is too full for this run: {count} checkpoints of {one / 1e6:.1f} MB"
+                f" (`keep` and one more) and the result need {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free. Make"
+                " room, or lower `keep`."
+            )
 
     @contextmanager
     def _folder_locked(self) -> Iterator[None]:
@@ -518,11 +553,20 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Generates views of unseen scenes, from three references where there are as many; writes a picture. All
         processes call it and take their share."""
-        config, device = self.config, self.accelerator.device
+        config = self.config
         if self._validation is None:
             self._validation = validation_samples(config)
         if not self._validation:
             return {}
+        score, sheet = judge_scenes(self._generated(self._validation, config))
+        if self.is_main:
+            save_image(sheet, config.output / f"validation-{self.step:07d}.png")
+        return {"validation_psnr": score}
+
+    @torch.no_grad()
+    def _generated(self, samples: list, config: TrainConfig) -> list:
+        """What the averaged weights make of validation scenes, see [`generate_scenes`]."""
+        device = self.accelerator.device
         processes = (self.accelerator.process_index, self.accelerator.num_processes)
         half = torch.autocast(device.type, self.dtype, enabled=self.layout.is_sharded and self.dtype != torch.float32)
         eager = torch.compiler.set_stance("force_eager")  # sampling has shapes of its own
@@ -530,12 +574,9 @@ class Trainer:
         with self.layout.averaged(self.model, self.trained, self.ema.shadow_params), half, eager:
             pipe = KaleidoViewSynthesisPipeline(self.transformer, self.scheduler, self.vae)
             pipe.set_progress_bar_config(disable=True)
-            scenes = generate_scenes(pipe, self._validation, config, *processes)
+            scenes = generate_scenes(pipe, samples, config, *processes)
         self.transformer.train()
-        score, sheet = judge_scenes(scenes)
-        if self.is_main:
-            save_image(sheet, config.output / f"validation-{self.step:07d}.png")
-        return {"validation_psnr": score}
+        return scenes
 
     def _log(self, scores: dict[str, float]) -> None:
         if not self.is_main or not scores:

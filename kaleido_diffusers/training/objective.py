@@ -73,7 +73,7 @@ def draw_partition(
     """
 
     def chance(probability: float) -> bool:
-        return torch.rand((), generator=generator).item() < probability
+        return torch.rand((), generator=generator, dtype=torch.float32).item() < probability
 
     def integer(low: int, high: int) -> int:
         return int(torch.randint(low, high, (), generator=generator))
@@ -136,7 +136,9 @@ def rectified_flow_loss(
     sizes = torch.tensor([len(group) for group in partition.targets])
     sigma = torch.cat([scheduler.sample_sigmas(count, len(sizes), source) for count, source in rows])
     sigma = sigma.repeat_interleave(sizes, dim=1).to(clean.device)
-    noise = torch.cat([torch.randn(count, *clean.shape[1:], generator=source) for count, source in rows]).to(clean)
+    noise = torch.cat(
+        [torch.randn(count, *clean.shape[1:], generator=source, dtype=torch.float32) for count, source in rows]
+    ).to(clean)
     timestep = sigma * scheduler.config.num_train_timesteps
     noisy = scheduler.scale_noise(clean, timestep, noise)
     prediction = transformer(

@@ -76,7 +76,7 @@ def optimizer_states(
             state = optimizer.state[parameter]
             if not state and "betas" in optimizer.defaults:
                 moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-                state.update(step=torch.tensor(0.0), **moments)
+                state.update(step=torch.tensor(0.0, dtype=torch.float32), **moments)
             elif not state:
                 state.update(momentum_buffer=torch.zeros_like(parameter))
             states[names[parameter]] = state

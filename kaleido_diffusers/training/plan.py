@@ -211,12 +211,17 @@ def _saved_by_a_block(
             architecture.norm_eps,
         )
         stream = torch.zeros(1, views, tokens, dim, dtype=torch.bfloat16 if half else dtype, requires_grad=True)
-        turn = torch.zeros(1, views, tokens, sum(architecture.rope_axes_dim) // 2)
-        camera = torch.zeros(1, views, 4, 4)
+        turn = torch.zeros(1, views, tokens, sum(architecture.rope_axes_dim) // 2, dtype=torch.float32)
+        camera = torch.zeros(1, views, 4, 4, dtype=torch.float32)
         products = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
         warnings.simplefilter("ignore")  # of kernels, on what nothing runs on
         with products, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            block(stream, torch.zeros(1, views, 6, dim), ViewPositions(camera, camera, turn, turn), groups)
+            block(
+                stream,
+                torch.zeros(1, views, 6, dim, dtype=torch.float32),
+                ViewPositions(camera, camera, turn, turn),
+                groups,
+            )
     return sum(kept.values())
 
 

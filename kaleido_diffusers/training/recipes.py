@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ..captures.opening import CaptureOptions
 from .config import LoraOptions, TrainConfig
 
 
@@ -55,7 +56,13 @@ class CaptureRecipe:
     seed: int = 0
     """Decides the adapter's first weights, draws and noise."""
 
-    def settings(self, capture: str | Path, output: str | Path, base: str | Path) -> TrainConfig:
+    def settings(
+        self,
+        capture: str | Path,
+        output: str | Path,
+        base: str | Path,
+        options: CaptureOptions | None = None,
+    ) -> TrainConfig:
         """
         The settings of the training loop.
 
@@ -64,15 +71,16 @@ class CaptureRecipe:
                 targets at every step.
             output (`str` or `Path`): folder for checkpoints, the log and the result.
             base (`str` or `Path`): pipeline folder to start from.
+            options ([`CaptureOptions`], *optional*): how the capture is read and split.
         """
-        from ..captures.readers import load_scene  # here, as `kaleido lora --help` shows the fields above
+        # Imported here, as `kaleido lora --help` shows the fields above
         from ..models.latents import compression, load_autoencoder
         from ..models.transformer_kaleido import KaleidoTransformer3DModel
         from ..worlds.sources import capture_views
 
-        base = Path(base)
-        scene = load_scene(capture, missing="skip")
-        photos = len(capture_views(scene, "train"))
+        base, options = Path(base), options or CaptureOptions()
+        scene = options.load(str(capture))
+        photos = len(capture_views(scene, "train", options=options))
         if photos < 2:
             raise ValueError(
                 f"{scene.name}: of its {len(scene)} photos, {len(scene) - photos} are kept for the scores and"
@@ -88,6 +96,7 @@ class CaptureRecipe:
         return TrainConfig(
             output=Path(output),
             data=(str(capture),),
+            capture=options,
             init_from=base,
             lora=LoraOptions() if self.full else self.lora,
             size=size,

@@ -346,7 +346,7 @@ def _fitted(
 ) -> tuple[dict[str, torch.Tensor], float]:
     """What follows from the timestep, and the output layer, which runs from noise to data in donors (and so do their
     timesteps: 1 - sigma); and the share of the modulation's variance that is explained."""
-    sigma = torch.linspace(0, 1, NUM_SIGMAS)
+    sigma = torch.linspace(0, 1, NUM_SIGMAS, dtype=torch.float32)
     embedded = facts.embed_time(1 - sigma)
     blocks = [block for stage in STAGES for block in getattr(donor, stage)]
     time_embed = _new_time_embedding(facts, seed)
@@ -409,7 +409,7 @@ def _fit_modulation(
     centred = features - features.mean(0)
     # Ridge regression in its dual form: fewer noise levels than channels
     gram = centred @ centred.T
-    gram += RIDGE * gram.trace() / len(gram) * torch.eye(len(gram))
+    gram += RIDGE * gram.trace() / len(gram) * torch.eye(len(gram), dtype=torch.float32)
     weight = torch.linalg.solve(gram, (shared - center).flatten(1)).T @ centred
     time_embed.linear.weight.copy_(weight)
     time_embed.linear.bias.copy_(center.flatten() - weight @ features.mean(0))

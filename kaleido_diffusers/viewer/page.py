@@ -184,7 +184,9 @@ class Viewer:
         server.scene.set_up_direction("+z")
         if live.scene.points is not None and len(live.scene.points):
             points = live.scene.points.to("cpu", torch.float64)
-            points = points[torch.linspace(0, len(points) - 1, min(len(points), MOST_POINTS)).long()]
+            points = points[
+                torch.linspace(0, len(points) - 1, min(len(points), MOST_POINTS), dtype=torch.float32).long()
+            ]
             poses = torch.eye(4, dtype=torch.float64).repeat(len(points), 1, 1)
             poses[:, :3, 3] = points
             placed = self._place.normalize(poses)[:, :3, 3].float().numpy()
@@ -201,9 +203,13 @@ class Viewer:
         middle = (seen.amin(0) + seen.amax(0)) / 2
         side = centers.mean(0)
         side[2] = 0
-        side = F.normalize(side, dim=0) if side.norm() > 1e-3 else torch.tensor([0.0, -1.0, 0.0]).to(side)
+        side = (
+            F.normalize(side, dim=0)
+            if side.norm() > 1e-3
+            else torch.tensor([0.0, -1.0, 0.0], dtype=torch.float32).to(side)
+        )
         away = (seen - middle).norm(dim=-1).max() / math.sin(self._vertical_fov / 2)
-        above = torch.tensor([0.0, 0.0, OVERVIEW_SLOPE]).to(side)
+        above = torch.tensor([0.0, 0.0, OVERVIEW_SLOPE], dtype=torch.float32).to(side)
         return (middle + 1.1 * away * F.normalize(side + above, dim=0)).numpy(), middle.numpy()
 
     def _go_home(self, client, where: str) -> None:

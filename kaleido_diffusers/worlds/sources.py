@@ -2,19 +2,18 @@
 
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from ..captures.images import CaptureError, as_image_tensor, fit_cameras, fit_views, load_image, to_uint8
-from ..captures.readers import load_scene
+from ..captures.opening import CaptureOptions
 from ..captures.readers.shard_files import ShardCache, is_remote
 from ..captures.readers.shards import ShardReader, find_shard
 from ..captures.scene import Scene
 from ..geometry.cameras import Cameras
-from ..geometry.choosing import split_views
 from ..geometry.views import ViewGeometry, Views
 from .drawn import DRAWN_KINDS, WorldSource
 from .samples import SceneSource, scene_sample
@@ -102,19 +101,23 @@ class SyntheticSource:
         return Views(pixels=views, poses=poses[0].double(), intrinsics=intrinsics[0], times=times)
 
 
-def capture_views(scene: Scene, split: str, validation_photos: int = 0) -> list[int]:
+def capture_views(
+    scene: Scene, split: str, validation_photos: int = 0, options: CaptureOptions | None = None
+) -> list[int]:
     """Views of a split, see [`split_views`]; with `validation_photos`, the validation views are so many of the
-    training views, evenly over their order, unless the capture names its own.
+    training views, evenly over their order, unless the capture names some that are not its test views.
 
     Args:
         scene ([`Scene`]): the capture.
         split (`str`): `train`, `validation` or `test`.
         validation_photos (`int`, defaults to `0`): how many training views are kept for validation.
+        options ([`CaptureOptions`], *optional*): which views are kept back.
     """
-    views = split_views(len(scene), scene.splits, split, order=scene.text_order)
-    if not validation_photos or split == "test" or (scene.splits or {}).get("val"):
+    options = options or CaptureOptions()
+    views, test = options.views_of(scene, split), options.views_of(scene, "test")
+    if not validation_photos or split == "test" or options.views_of(scene, "validation") != test:
         return views
-    train = split_views(len(scene), scene.splits, "train", order=scene.text_order)
+    train = options.views_of(scene, "train")
     if validation_photos > len(train) - 2:
         raise ValueError(f"{scene.name}: {validation_photos} of {len(train)} training photos cannot be kept back.")
     places = {round((number + 0.5) * len(train) / validation_photos - 0.5) for number in range(validation_photos)}
@@ -130,11 +133,23 @@ class CaptureSource:
         size (`int`): height and width to crop and resize to.
         split (`str`): which views, see [`capture_views`]; `"train"` keeps the test views out.
         validation_photos (`int`): how many training views are kept for validation.
+        options ([`CaptureOptions`], *optional*): how the capture is read.
     """
 
-    def __init__(self, path: str | os.PathLike, size: int, split: str = "train", validation_photos: int = 0):
-        scene = load_scene(path, missing="skip")
-        self.sample = scene_sample(scene, size, capture_views(scene, split, validation_photos))
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        size: int,
+        split: str = "train",
+        validation_photos: int = 0,
+        options: CaptureOptions | None = None,
+    ):
+        options = options or CaptureOptions()
+        scene = options.load(os.fspath(path))
+        views = capture_views(scene, split, validation_photos, options)
+        if not views:
+            raise CaptureError(f"{path}: none of its {len(scene)} photos is in the {split} split.")
+        self.sample = scene_sample(scene, size, views)
 
     def __len__(self) -> int:
         return 1
@@ -210,6 +225,8 @@ class SourceOptions:
     """Folder for pieces of remote shards; none are kept when not given."""
     cache_gigabytes: float = 100.0
     """Most room that they take."""
+    capture: CaptureOptions = field(default_factory=CaptureOptions)
+    """How captures are read and split."""
 
 
 def is_rendered(name: str) -> bool:
@@ -243,6 +260,6 @@ def open_source(name: str, options: SourceOptions) -> SceneSource:
     if find_shard(path):
         return ShardSource(path, options.size)
     if path.exists():
-        return CaptureSource(path, options.size, options.split, options.validation_photos)
+        return CaptureSource(path, options.size, options.split, options.validation_photos, options.capture)
     kinds = ", ".join([*SYNTHETIC_KINDS, *DRAWN_KINDS])
     raise CaptureError(f"{name!r} is neither a kind of world ({kinds}) nor a path.")

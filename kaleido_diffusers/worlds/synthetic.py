@@ -136,7 +136,7 @@ class Dice:
             high (`float`): largest.
             shape (`int`): of the result.
         """
-        return low + (high - low) * torch.rand(shape, generator=self.generator)
+        return low + (high - low) * torch.rand(shape, generator=self.generator, dtype=torch.float32)
 
     def integer(self, low: int, high: int) -> int:
         """An integer from `low` to `high - 1`.
@@ -153,7 +153,7 @@ class Dice:
         Args:
             probability (`float`): from 0 to 1.
         """
-        return bool(torch.rand((), generator=self.generator) < probability)
+        return bool(torch.rand((), generator=self.generator, dtype=torch.float32) < probability)
 
 
 def _make_world(seed: int, level: str, motion: float, max_solids: int) -> Worlds:
@@ -161,8 +161,8 @@ def _make_world(seed: int, level: str, motion: float, max_solids: int) -> Worlds
     is_scene = level == "scene" or (level == "mixed" and dice.chance(0.5))
     count, slots = dice.integer(1, max_solids + 1), MAX_SOLIDS + MAX_WALLS
     shape = torch.zeros(slots, dtype=torch.long)
-    size, center = torch.zeros(slots, 3), torch.zeros(slots, 3)
-    rotation = torch.eye(3).repeat(slots, 1, 1)
+    size, center = torch.zeros(slots, 3, dtype=torch.float32), torch.zeros(slots, 3, dtype=torch.float32)
+    rotation = torch.eye(3, dtype=torch.float32).repeat(slots, 1, 1)
     for index in range(count):
         shape[index] = dice.integer(SHAPES.index("box"), len(SHAPES))
         name = SHAPES[shape[index]]
@@ -181,8 +181,8 @@ def _make_world(seed: int, level: str, motion: float, max_solids: int) -> Worlds
         index, turn = MAX_SOLIDS + number, (first + number) % 4
         shape[index] = SHAPES.index("wall")
         height = dice.uniform(0.8, 2.0).item()
-        size[index] = torch.tensor([0.1, 3.6, height] if turn % 2 == 0 else [3.6, 0.1, height])
-        center[index] = _turn(turn * math.pi / 2) @ torch.tensor([3.5, 0.0, height])
+        size[index] = torch.tensor([0.1, 3.6, height] if turn % 2 == 0 else [3.6, 0.1, height], dtype=torch.float32)
+        center[index] = _turn(turn * math.pi / 2) @ torch.tensor([3.5, 0.0, height], dtype=torch.float32)
     moves = dice.uniform(0, 1, slots) < motion
     moves[count:] = False
     velocity = dice.uniform(-0.5, 0.5, slots, 3) * moves[:, None]
@@ -210,7 +210,8 @@ def _make_world(seed: int, level: str, motion: float, max_solids: int) -> Worlds
                 math.cos(elevation) * math.cos(azimuth),
                 math.cos(elevation) * math.sin(azimuth),
                 math.sin(elevation),
-            ]
+            ],
+            dtype=torch.float32,
         ),
         ambient=dice.uniform(0.25, 0.45),
     )
@@ -219,11 +220,11 @@ def _make_world(seed: int, level: str, motion: float, max_solids: int) -> Worlds
 def _turn(angle: float) -> torch.Tensor:
     """Rotation about the world's up."""
     c, s = math.cos(angle), math.sin(angle)
-    return torch.tensor([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+    return torch.tensor([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float32)
 
 
 def _random_rotation(dice: Dice) -> torch.Tensor:
-    q, r = torch.linalg.qr(torch.randn(3, 3, generator=dice.generator))
+    q, r = torch.linalg.qr(torch.randn(3, 3, generator=dice.generator, dtype=torch.float32))
     q = q * r.diagonal().sign()
     return q * torch.linalg.det(q).sign()
 
@@ -246,7 +247,7 @@ def _free_place(dice: Dice, size: torch.Tensor, center: torch.Tensor, index: int
 def _colors(dice: Dice, count: int) -> torch.Tensor:
     """Pairs of colours `[count, 2, 3]` that stand apart: any hue, and a second one of another lightness."""
     hue = dice.uniform(0, 1, count, 2, 1)
-    phase = torch.tensor([0.0, 1 / 3, 2 / 3])
+    phase = torch.tensor([0.0, 1 / 3, 2 / 3], dtype=torch.float32)
     saturated = 0.5 + 0.5 * torch.cos(2 * math.pi * (hue + phase))
     saturation = dice.uniform(0.2, 1.0, count, 2, 1)
     value = dice.uniform(0.45, 0.95, count, 1, 1).expand(-1, 2, -1).clone()
@@ -264,7 +265,9 @@ def _sky(dice: Dice, is_scene: bool) -> torch.Tensor:
     if not is_scene:
         return dice.uniform(0.05, 1.0, 3).expand(2, -1).clone()
     horizon = dice.uniform(0.6, 0.95, 1, 3)
-    above = torch.tensor([[0.15, 0.35, 0.75]]) * dice.uniform(0.6, 1.2) + dice.uniform(0, 0.2, 1, 3)
+    above = torch.tensor([[0.15, 0.35, 0.75]], dtype=torch.float32) * dice.uniform(0.6, 1.2) + dice.uniform(
+        0, 0.2, 1, 3
+    )
     return torch.cat([horizon, above])
 
 
@@ -310,12 +313,16 @@ def sample_views(
             dice, worlds.center[index, solids], worlds.radius[index, solids], num_views, kind, spread, is_scene
         )
         fov = math.radians(dice.uniform(45, 65).item() if is_scene else dice.uniform(35, 50).item())
-        lens = torch.eye(3)
+        lens = torch.eye(3, dtype=torch.float32)
         lens[0, 0] = lens[1, 1] = 0.5 / math.tan(fov / 2)
         lens[:2, 2] = 0.5
         poses.append(pose)
         intrinsics.append(lens.expand(num_views, -1, -1))
-    times = torch.linspace(0, duration, num_views) if kind == "video" else torch.zeros(num_views)
+    times = (
+        torch.linspace(0, duration, num_views, dtype=torch.float32)
+        if kind == "video"
+        else torch.zeros(num_views, dtype=torch.float32)
+    )
     return torch.stack(poses), torch.stack(intrinsics), times.expand(len(worlds), -1)
 
 
@@ -349,7 +356,7 @@ def place_cameras(
     first = dice.uniform(0, 2 * math.pi)
     low, high = (10, 50) if has_ground else (-30, 60)
     if kind == "video":
-        fraction = torch.linspace(0, 1, num_views)
+        fraction = torch.linspace(0, 1, num_views, dtype=torch.float32)
         azimuth = first + 2 * math.pi * spread * dice.uniform(-0.25, 0.25) * fraction
         elevation = dice.uniform(low, high) + dice.uniform(-10, 10) * fraction
         away = distance * (1 + dice.uniform(-0.2, 0.2) * fraction)
@@ -369,7 +376,7 @@ def place_cameras(
         places[:, 2].clamp_(min=0.2)
         places[:, :2].clamp_(-3.2, 3.2)
     places = _outside(places, center, radius)
-    return look_at(places, aim.expand_as(places), torch.tensor([0.0, 0.0, 1.0]))
+    return look_at(places, aim.expand_as(places), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float32))
 
 
 def _outside(places: torch.Tensor, centers: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
@@ -427,7 +434,9 @@ def render(
     pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(-1, 3)
     scene = torch.arange(batch, device=device).repeat_interleave(views)
     poses, intrinsics = poses.flatten(0, 1).to(dtype), intrinsics.flatten(0, 1).to(dtype)
-    times = torch.zeros(batch * views, device=device) if times is None else times.flatten().to(dtype)
+    times = (
+        torch.zeros(batch * views, device=device, dtype=torch.float32) if times is None else times.flatten().to(dtype)
+    )
     at_once = max(1, rays_at_once // len(pixels))
     images = []
     for start in range(0, batch * views, at_once):
@@ -501,8 +510,8 @@ def _cast(
     """Distance `[v, n]` to the nearest surface (`_FAR` for none), number of its solid (K: the ground), its normal."""
     slots = solids.shape.shape[1]
     shape = torch.broadcast_shapes(origins.shape, directions.shape)[:-1]
-    nearest = torch.full(shape, _FAR, device=origins.device)
-    normals = torch.zeros(*shape, 3, device=origins.device)
+    nearest = torch.full(shape, _FAR, device=origins.device, dtype=torch.float32)
+    normals = torch.zeros(*shape, 3, device=origins.device, dtype=torch.float32)
     if active is None:
         slope = directions[..., 2]
         on_ground = solids.has_ground[:, None] & (slope < 0) & (origins[..., 2] > 0)
@@ -585,20 +594,26 @@ def _is_traced(kind: torch.Tensor) -> torch.Tensor:
 def _planes(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Outward normals `[P, 3]` and offsets `[P]` of a polytope inside the cube of half extent 1."""
     if name == "box":
-        normals = torch.cat([torch.eye(3), -torch.eye(3)])
-        return normals, torch.ones(6)
+        normals = torch.cat([torch.eye(3, dtype=torch.float32), -torch.eye(3, dtype=torch.float32)])
+        return normals, torch.ones(6, dtype=torch.float32)
     if name == "prism":  # six sides
-        angles = torch.arange(6) * math.pi / 3
-        sides = torch.stack([angles.cos(), angles.sin(), torch.zeros(6)], dim=-1)
-        caps = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
-        return torch.cat([sides, caps]), torch.cat([torch.full((6,), math.cos(math.pi / 6)), torch.ones(2)])
-    if name == "pyramid":  # base at -1, apex at (0, 0, 1)
-        sides = torch.tensor([[2.0, 0.0, 1.0], [-2.0, 0.0, 1.0], [0.0, 2.0, 1.0], [0.0, -2.0, 1.0]]) / math.sqrt(5)
-        return torch.cat([sides, torch.tensor([[0.0, 0.0, -1.0]])]), torch.cat(
-            [torch.full((4,), 1 / math.sqrt(5)), torch.ones(1)]
+        angles = torch.arange(6, dtype=torch.float32) * math.pi / 3
+        sides = torch.stack([angles.cos(), angles.sin(), torch.zeros(6, dtype=torch.float32)], dim=-1)
+        caps = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]], dtype=torch.float32)
+        return torch.cat([sides, caps]), torch.cat(
+            [torch.full((6,), math.cos(math.pi / 6), dtype=torch.float32), torch.ones(2, dtype=torch.float32)]
         )
-    signs = torch.tensor([[x, y, z] for x in (1.0, -1.0) for y in (1.0, -1.0) for z in (1.0, -1.0)])
-    return signs / math.sqrt(3), torch.full((8,), 1 / math.sqrt(3))
+    if name == "pyramid":  # base at -1, apex at (0, 0, 1)
+        sides = torch.tensor(
+            [[2.0, 0.0, 1.0], [-2.0, 0.0, 1.0], [0.0, 2.0, 1.0], [0.0, -2.0, 1.0]], dtype=torch.float32
+        ) / math.sqrt(5)
+        return torch.cat([sides, torch.tensor([[0.0, 0.0, -1.0]], dtype=torch.float32)]), torch.cat(
+            [torch.full((4,), 1 / math.sqrt(5), dtype=torch.float32), torch.ones(1, dtype=torch.float32)]
+        )
+    signs = torch.tensor(
+        [[x, y, z] for x in (1.0, -1.0) for y in (1.0, -1.0) for z in (1.0, -1.0)], dtype=torch.float32
+    )
+    return signs / math.sqrt(3), torch.full((8,), 1 / math.sqrt(3), dtype=torch.float32)
 
 
 def _meet_polytope(name: str, o: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -615,7 +630,7 @@ def _meet_polytope(name: str, o: torch.Tensor, d: torch.Tensor) -> tuple[torch.T
 
 def _meet_quadric(name: str, o: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Where rays enter the unit sphere, or the unit cylinder between z = -1 and 1."""
-    mask = torch.tensor([1.0, 1.0, 1.0 if name == "ellipsoid" else 0.0]).to(o)
+    mask = torch.tensor([1.0, 1.0, 1.0 if name == "ellipsoid" else 0.0], dtype=torch.float32).to(o)
     a = (d * d * mask).sum(-1).clamp_min(1e-12)
     b = (o * d * mask).sum(-1)
     c = (o * o * mask).sum(-1) - 1
@@ -644,7 +659,7 @@ def _signed_distance(name: str, p: torch.Tensor) -> torch.Tensor:
         side = (2 * flat + p[:, 2] - 1) / math.sqrt(5)
         return torch.maximum(side, -p[:, 2] - 1)
     # Three balls, joined smoothly (polynomial minimum, Quilez 2013)
-    places = torch.tensor([[0.0, 0.0, -0.45], [0.45, 0.0, 0.3], [-0.4, 0.35, 0.4]]).to(p)
+    places = torch.tensor([[0.0, 0.0, -0.45], [0.45, 0.0, 0.3], [-0.4, 0.35, 0.4]], dtype=torch.float32).to(p)
     radii = (0.6, 0.45, 0.4)
     balls = [(p - place).norm(dim=-1) - radius for place, radius in zip(places, radii)]
     total, k = balls[0], 0.25
@@ -667,7 +682,9 @@ def _trace(name: str, o: torch.Tensor, d: torch.Tensor, start: torch.Tensor) -> 
         if not len(active):
             break
     points = o + t[:, None] * d
-    corners = torch.tensor([[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, 1.0, 1.0]]).to(o)
+    corners = torch.tensor(
+        [[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, 1.0, 1.0]], dtype=torch.float32
+    ).to(o)
     normal = sum(corner * _signed_distance(name, points + 2e-3 * corner)[:, None] for corner in corners)
     return torch.where(done, t, torch.full_like(t, _FAR)), F.normalize(normal, dim=-1)
 
@@ -706,10 +723,10 @@ def _pattern(name: str, p: torch.Tensor, width: torch.Tensor, on_ground: torch.T
         cell = p - p.round()
         cell = torch.where(on_ground[:, None] & (torch.arange(3, device=p.device) == 2), torch.zeros_like(cell), cell)
         edge = (0.33 - cell.norm(dim=-1)) / width.clamp_min(0.02)
-        mean = torch.where(on_ground, 0.34, 0.15)
+        mean = torch.where(on_ground, p.new_tensor(0.34), p.new_tensor(0.15))
         return torch.lerp((0.5 + edge).clamp(0, 1), mean.to(p), (2 * width - 0.5).clamp(0, 1))
     if name == "gradient":
-        return (0.5 + 0.5 * torch.sin(p @ torch.tensor([0.9, 0.5, 1.1]).to(p))).clamp(0, 1)
+        return (0.5 + 0.5 * torch.sin(p @ torch.tensor([0.9, 0.5, 1.1], dtype=torch.float32).to(p))).clamp(0, 1)
     if name == "noise":
         return (0.5 + 1.1 * _noise(2 * p, 2 * width)).clamp(0, 1)
     turbulence = 2.5 * _noise(1.3 * p, 1.3 * width)  # marble

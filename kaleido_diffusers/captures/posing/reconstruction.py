@@ -20,6 +20,7 @@ from ..images import CaptureError, load_image, open_image, save_image, upright_t
 from ..pictures import camera_picture
 from ..readers import load_scene
 from ..readers.assembly import IMAGE_SUFFIXES, listed, load_json
+from ..readers.places import natural_order
 from .photo_checks import blurred, grey, same_pictures, sharpness, thumbnail
 from .structure_from_motion import StructureFromMotion, import_pycolmap
 
@@ -95,7 +96,7 @@ def find_photos(folder: str | os.PathLike) -> list[Path]:
         raise CaptureError(f"{folder}: no photos ({', '.join(IMAGE_SUFFIXES)}).{hint}")
     if others:
         warnings.warn(f"{folder}: ignored what is not a photo: {listed(others)}.", stacklevel=2)
-    return sorted(photos, key=lambda path: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", path.name)])
+    return sorted(photos, key=lambda path: natural_order(path.name))
 
 
 def estimate_poses(

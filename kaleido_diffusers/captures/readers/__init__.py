@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..images import CaptureError
+from ..images import CaptureError, unread_photo
 from ..scene import Scene
-from .assembly import ReadOptions, clear_caches
+from .assembly import ReadOptions, clear_caches, image_files
 from .co3d import find_co3d, read_co3d
-from .colmap import find_colmap, read_colmap
+from .colmap import find_colmap, half_of_colmap, read_colmap
 from .llff import find_llff, read_llff
 from .pose_files import find_seven_scenes, find_tum, read_seven_scenes, read_tum
 from .real_estate import find_real_estate, read_real_estate
 from .shards import find_shard, read_shard
+from .single_photo import is_photo
 from .transforms_json import find_blender, find_transforms, read_blender, read_transforms
 from .zero123 import find_zero123, read_zero123
 
@@ -93,6 +94,8 @@ def load_scene(
     for place in filter(None, (path, images)):
         if not _exists(place):
             raise CaptureError(f"{place}: no such capture.")
+        if is_photo(place):
+            raise CaptureError(f"{place}: a photo, not the folder of a capture.")
     clear_caches()
     options = ReadOptions(images, missing, background, downscale, scene)
     for reader in READERS:
@@ -100,9 +103,27 @@ def load_scene(
         if found is not None:
             return reader.read(found, options)
     raise CaptureError(
-        f"{path}: no capture in a known format. Looked for: {'; '.join(f'{r.looks_for} ({r.name})' for r in READERS)}."
-        " Photos without cameras get them by `kaleido poses`."
+        f"{path}: no capture in a known format.{_hint(path)} Looked for:"
+        f" {'; '.join(f'{r.looks_for} ({r.name})' for r in READERS)}."
     )
+
+
+def _hint(path: Path) -> str:
+    """What else may have been meant by a path that holds no capture."""
+    if path.is_file():
+        packed = path.suffix.lower() in (".zip", ".gz", ".7z", ".rar")
+        return " Unpack it first." if packed else " `kaleido poses` finds the cameras of photos and videos."
+    if (half := half_of_colmap(path)) is not None:
+        return f" {half}"
+    folders = sorted(place for place in path.iterdir() if place.is_dir() and not place.name.startswith("."))
+    for place in folders:
+        if any(reader.find(place) is not None for reader in READERS):
+            return f" There is one in {place}."
+    photos = [place for place in (path, *folders) if image_files(place)]
+    if photos:
+        return f" {photos[0]} holds photos: `kaleido poses` finds their cameras."
+    names = [entry.name for entry in path.iterdir()]
+    return next((f" {told}" for name in names if (told := unread_photo(name))), "")
 
 
 def _exists(path: Path) -> bool:

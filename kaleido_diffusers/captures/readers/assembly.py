@@ -1,5 +1,6 @@
 """What readers share: from frames that a file lists to a scene of photos that are there, upright and straight."""
 
+import codecs
 import json
 import math
 import os
@@ -34,9 +35,11 @@ __all__ = [
     "image_files",
     "inside",
     "intrinsics_of",
+    "is_copy",
     "listed",
     "load_array",
     "load_json",
+    "load_text",
     "printable",
     "scene_name",
     "smaller_copy",
@@ -168,7 +171,7 @@ def _photos(where: Path, frames: list[Frame], options: ReadOptions) -> tuple[lis
     scaled = [
         frame
         for frame, (stored, _) in zip(frames, headers)
-        if frame.is_scaled and frame.size not in (None, (1, 1), stored, stored[::-1]) and not _is_copy(frame)
+        if frame.is_scaled and frame.size not in (None, (1, 1), stored, stored[::-1]) and not is_copy(frame.path)
     ]
     if scaled:
         height, width = scaled[0].size
@@ -180,10 +183,13 @@ def _photos(where: Path, frames: list[Frame], options: ReadOptions) -> tuple[lis
     return photos, described
 
 
-def _is_copy(frame: Frame) -> bool:
-    """Whether the photo lies in `images_2` or its like, whose name says that it is smaller."""
-    folders = frame.path.parts[:-1]
-    return any(folder.endswith(f"_{scale}") for folder in folders for scale in _SCALES)
+def is_copy(path: Path) -> bool:
+    """Whether a photo lies in `images_2` or its like, whose name says that it is smaller.
+
+    Args:
+        path (`Path`): of the photo.
+    """
+    return any(path.parent.name.endswith(f"_{scale}") for scale in _SCALES)
 
 
 def _has_masks(where: Path, frames: list[Frame], there: list[bool]) -> bool:
@@ -197,15 +203,15 @@ def _has_masks(where: Path, frames: list[Frame], there: list[bool]) -> bool:
 
 
 def _posed(where: Path, frames: list[Frame], missing: str) -> list[Frame]:
-    """The frames that have a pose: where tracking was lost, tools write NaN or infinity. Refused unless `missing` is
-    `"skip"`."""
+    """The frames that have a pose: where tracking was lost, tools write NaN, infinity, null or zeros. Refused unless
+    `missing` is `"skip"`."""
     lost = [frame.name for frame in frames if _is_lost(frame.world_from_camera)]
     if not lost:
         return frames
     if missing == "error":
         raise CaptureError(
-            f"{where}: {len(lost)} of {len(frames)} frames have no pose ({listed(lost)}): their matrices have NaN or"
-            " infinite entries. Pass `missing='skip'` to go on without them."
+            f"{where}: {len(lost)} of {len(frames)} frames have no pose ({listed(lost)}): their matrices have NaN,"
+            " infinite or null entries, or hold zeros. Pass `missing='skip'` to go on without them."
         )
     if len(lost) == len(frames):
         raise CaptureError(f"{where}: none of the {len(frames)} frames has a pose of finite numbers.")
@@ -216,8 +222,11 @@ def _posed(where: Path, frames: list[Frame], missing: str) -> list[Frame]:
 
 
 def _is_lost(pose: Any) -> bool:
+    """Whether a pose stands for none: NaN, infinity or null in it, or zeros alone."""
     numbers = [value for row in pose for value in row] if all(isinstance(row, (list, tuple)) for row in pose) else []
-    return any(isinstance(value, float) and not math.isfinite(value) for value in numbers)
+    if any(value is None or isinstance(value, float) and not math.isfinite(value) for value in numbers):
+        return True
+    return bool(numbers) and not any(value for row in pose[:3] for value in row)
 
 
 def _check_paths(where: Path, frames: list[Frame]) -> None:
@@ -313,6 +322,21 @@ def load_json(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CaptureError(f"{file}: must hold a JSON object, got a {type(data).__name__}.")
     return data
+
+
+def load_text(file: Path, most: int) -> str:
+    """The text of a file, without a byte order mark; UTF-16, as Windows writes it, too. Names of files need not be
+    UTF-8, see `os.fsdecode`. Raises [`CaptureError`] for files above `most` bytes.
+
+    Args:
+        file (`Path`): a text file.
+        most (`int`): bytes that are allowed.
+    """
+    file_size(file, most)
+    data = file.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    return os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
 
 
 def load_array(file: Path) -> np.ndarray:

@@ -20,9 +20,10 @@ from ..lenses import ColmapLens, FisheyeLens, Lens, RadialTangentialLens
 from ..scene import Scene
 from .assembly import Frame, ReadOptions, assemble, intrinsics_of, listed
 from .places import inside, mask_of, natural_order, photo_in, printable, warn_of_unused_masks
+from .ply import read_ply_points
 
 
-__all__ = ["find_colmap", "read_colmap"]
+__all__ = ["find_colmap", "half_of_colmap", "read_colmap"]
 
 # Names and numbers of parameters by COLMAP's model id (src/colmap/sensor/models.h).
 MODELS = {
@@ -80,6 +81,20 @@ def find_colmap(path: Path) -> Path | None:
     return None
 
 
+def half_of_colmap(path: Path) -> str | None:
+    """What is missing of a model, in a sentence; `None` where there is no trace of one.
+
+    Args:
+        path (`Path`): folder of the capture.
+    """
+    for folder in (path / place for place in _PLACES):
+        files = sorted(f"{name}{suffix}" for name in ("cameras", "images") for suffix in (".bin", ".txt"))
+        there = [file for file in files if (folder / file).is_file()]
+        if there:
+            return f"{folder} holds {' and '.join(there)}: a model needs both cameras and images, both .bin or .txt."
+    return None
+
+
 def _numbered(folder: Path) -> list[Path]:
     """The models that COLMAP left in `sparse`: a folder for each part of the photos that it could not join."""
     models = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
@@ -128,13 +143,19 @@ def read_colmap(model: Path, options: ReadOptions) -> Scene:
     read = _READERS[suffix]
     cameras = _guarded(model / f"cameras{suffix}", read["cameras"])
     images = _guarded(model / f"images{suffix}", read["images"])
-    points = model / f"points3D{suffix}"  # of no bytes, in a model of known poses
-    points = _guarded(points, read["points"]) if points.is_file() and points.stat().st_size else []
+    # Points may lack, or have no bytes, in a model of known poses; tools replace them by text
+    others = (s for s in (suffix, ".bin", ".txt") if (model / f"points3D{s}").is_file())
+    kind = next(others, suffix)
+    points = model / f"points3D{kind}"
+    points = _guarded(points, _READERS[kind]["points"]) if points.is_file() and points.stat().st_size else []
+    if not points and (model / "points3D.ply").is_file():  # as the 3D Gaussian Splatting code leaves them
+        points = read_ply_points(model / "points3D.ply").tolist()
     where = model / f"images{suffix}"
     poses = _world_from_camera(where, images)
     parents = {name.rpartition("/")[0] for *_, name in images}
     folders = frozenset(part for parent in parents for part in parent.split("/")) if len(parents) > 1 else ()
-    mask_folders = list(dict.fromkeys([root.parent / "masks", capture / "masks"]))
+    places = (place / name for place in (root.parent, capture) for name in ("masks", "mask"))
+    mask_folders = list(dict.fromkeys(places))
     frames = []
     for (_, _, camera_id, name), pose in zip(images, poses):
         if camera_id not in cameras:

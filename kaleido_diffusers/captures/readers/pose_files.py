@@ -3,7 +3,6 @@
 axes, one camera for all frames."""
 
 import math
-import os
 import warnings
 from bisect import bisect_left
 from pathlib import Path
@@ -14,7 +13,7 @@ from ...geometry.cameras import rotations_from_quaternions
 from ..images import CaptureError
 from ..lenses import RadialTangentialLens
 from ..scene import Scene
-from .assembly import IMAGE_SUFFIXES, Frame, ReadOptions, assemble, file_size, inside, intrinsics_of, printable
+from .assembly import IMAGE_SUFFIXES, Frame, ReadOptions, assemble, inside, intrinsics_of, load_text, printable
 
 
 __all__ = ["find_seven_scenes", "find_tum", "read_seven_scenes", "read_tum"]
@@ -134,12 +133,17 @@ def _rows(file: Path, columns: int | None = None) -> list[list[float]]:
     rows = []
     for words in _words(file):
         try:
-            rows.append([float(word) for word in words])
+            rows.append([_number(word) for word in words])
         except ValueError as error:
             raise CaptureError(f"{file}: {printable(str(error))}.") from error
         if columns is not None and len(words) != columns:
             raise CaptureError(f"{file}: a line has {len(words)} numbers, {columns} are needed.")
     return rows
+
+
+def _number(word: str) -> float:
+    """A number; what Windows prints for none (`-1.#IND`, `1.#QNAN`, `1.#INF`) is NaN."""
+    return math.nan if "#" in word else float(word)
 
 
 def _names(file: Path) -> list[tuple[float, str]]:
@@ -155,6 +159,5 @@ def _names(file: Path) -> list[tuple[float, str]]:
 
 
 def _words(file: Path) -> list[list[str]]:
-    file_size(file, _MAX_BYTES)
-    lines = os.fsdecode(file.read_bytes()).replace(",", " ").splitlines()
+    lines = load_text(file, _MAX_BYTES).replace(",", " ").splitlines()
     return [line.split() for line in lines if line.strip() and not line.startswith("#")]

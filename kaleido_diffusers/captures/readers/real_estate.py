@@ -1,7 +1,6 @@
 """RealEstate10K's camera files: a line with the clip's address, then a line a frame: timestamp in microseconds, focal
 lengths and principal point divided by width and height, two zeros, and the 3 x 4 `camera_from_world`, OpenCV axes."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ import torch
 from ...geometry.cameras import invert_rigid
 from ..images import CaptureError
 from ..scene import Scene
-from .assembly import IMAGE_SUFFIXES, Frame, ReadOptions, assemble, file_size, intrinsics_of, printable
+from .assembly import IMAGE_SUFFIXES, Frame, ReadOptions, assemble, intrinsics_of, load_text, printable
 
 
 __all__ = ["find_real_estate", "read_real_estate"]
@@ -47,9 +46,8 @@ def read_real_estate(file: Path, options: ReadOptions) -> Scene:
         file (`Path`): the file.
         options (`ReadOptions`): how captures are read.
     """
-    file_size(file, _MAX_BYTES)
     numbers, rows = [], []
-    for number, line in enumerate(os.fsdecode(file.read_bytes()).splitlines()[1:], start=2):
+    for number, line in enumerate(load_text(file, _MAX_BYTES).splitlines()[1:], start=2):
         if not line.strip():
             continue
         words = line.split()

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ...geometry.cameras import Cameras
-from ..images import CaptureError, load_image, open_image
+from ..images import UNREAD_SUFFIXES, CaptureError, load_image, open_image
 from ..scene import Scene, SceneImages
 from .assembly import IMAGE_SUFFIXES, printable
 
@@ -24,8 +24,8 @@ class UnknownLensError(CaptureError):
 
 
 def is_photo(path: str | Path) -> bool:
-    """Whether `path` is called as an image is."""
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    """Whether `path` is called as an image is, be it one that is not read."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES + UNREAD_SUFFIXES
 
 
 def photo_scene(path: str | Path, fov: float | None = None) -> Scene:

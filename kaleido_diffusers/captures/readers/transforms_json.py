@@ -13,7 +13,7 @@ from ...geometry.cameras import convert_axes
 from ..images import CaptureError, open_image
 from ..lenses import FisheyeLens, Lens, RadialTangentialLens
 from ..scene import Scene
-from .assembly import Frame, ReadOptions, assemble, finite, intrinsics_of, listed, load_json, smaller_copy
+from .assembly import Frame, ReadOptions, assemble, finite, intrinsics_of, is_copy, listed, load_json, smaller_copy
 from .places import as_on_disk, inside, is_file, mask_of, photo_in, warn_of_unused_masks
 from .ply import read_ply_points
 
@@ -115,7 +115,10 @@ def read_blender(folder: Path, options: ReadOptions) -> Scene:
         file = folder / f"transforms_{split}.json"
         if not file.is_file():
             continue
-        part = _frames(file, load_json(file), options)
+        data = load_json(file)
+        if number and data.get("frames") == []:  # of no views: as if it was not there
+            continue
+        part = _frames(file, data, options)
         for frame in part:
             frame.name = f"{number}/{frame.name}"
         splits[split] = sorted(frame.name for frame in part)
@@ -187,6 +190,7 @@ def _frame(
         time=finite(frame["time"], f"{where}: `time`") if "time" in frame else None,
         mask_path=_mask(file, frame, name, options, where),
         root=root,
+        is_scaled=is_copy(path),
         is_measured=measured,
         upright_intrinsics=_intrinsics(common, frame, size[::-1], where) if measured else None,
     )
@@ -284,17 +288,21 @@ def _focal(frame: dict[str, Any], axis: str, extent: float, where: str) -> float
     return None
 
 
-_OPENCV_FROM_OPENGL = convert_axes(torch.ones(4, 4), "opengl", "opencv")[0].tolist()
+_OPENCV_FROM_OPENGL = convert_axes(torch.ones(4, 4, dtype=torch.float32), "opengl", "opencv")[0].tolist()
 
 
 def _pose(frame: dict[str, Any], where: str) -> list[list[float]]:
     """OpenCV `world_from_camera`."""
     matrix = frame.get("transform_matrix")
+    if matrix is None and "transform_matrix" in frame:
+        return [[math.nan] * 4] * 4  # lost, see `assemble`
     rows = matrix if isinstance(matrix, list) and len(matrix) == 4 else ()
     if not rows or not all(isinstance(row, list) and len(row) == 4 for row in rows):
         raise CaptureError(f"{where}: `transform_matrix` must be 4 x 4 numbers.")
     try:
-        return [[value * sign for value, sign in zip(row, _OPENCV_FROM_OPENGL)] for row in rows]
+        return [
+            [None if value is None else value * sign for value, sign in zip(row, _OPENCV_FROM_OPENGL)] for row in rows
+        ]
     except (TypeError, OverflowError) as error:
         raise CaptureError(f"{where}: `transform_matrix` must be 4 x 4 numbers ({error}).") from error
 

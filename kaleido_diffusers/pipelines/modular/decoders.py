@@ -66,7 +66,7 @@ class KaleidoDecodeStep(ModularPipelineBlocks):
         views = latents
         if block_state.output_type != "latent":
             rows = torch.arange(len(latents)).unsqueeze(-1)
-            views = torch.zeros(*latents.shape[:2], 3, memory.height, memory.width)
+            views = torch.zeros(*latents.shape[:2], 3, memory.height, memory.width, dtype=torch.float32)
             for group in block_state.groups:
                 views[rows, group] = decode_views(components.vae, latents[rows, group].to(device)).float().cpu()
         block_state.images = as_asked(

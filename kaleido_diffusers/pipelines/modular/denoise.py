@@ -27,7 +27,17 @@ from diffusers.modular_pipelines import (
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, ConfigSpec, InputParam, OutputParam
 
 from ...geometry.views import ViewGeometry
-from ..generation import branch, check_prediction_type, group_joins, predict, recall, replay, set_timesteps
+from ..generation import (
+    branch,
+    check_prediction_type,
+    group_joins,
+    predict,
+    recall,
+    replay,
+    set_timesteps,
+    take_step,
+    taken_prediction,
+)
 from ..memory import ViewMemory
 from .before_denoise import GROUPS, JOINS_MEMORY, MEMORY
 from .encoders import ATTENTION_KWARGS, USE_REFERENCE_CACHE
@@ -90,7 +100,8 @@ class KaleidoGroupDenoiseStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        return [_ROW_MEMORIES, USE_REFERENCE_CACHE, ATTENTION_KWARGS]
+        noise = InputParam.template("generator", note="of the noise that stochastic schedulers add")
+        return [_ROW_MEMORIES, USE_REFERENCE_CACHE, ATTENTION_KWARGS, noise]
 
     @torch.no_grad()
     def __call__(
@@ -109,9 +120,9 @@ class KaleidoGroupDenoiseStep(ModularPipelineBlocks):
         for step, timestep in enumerate(components.scheduler.timesteps):
             components.current_timestep = timestep
             prediction = self._predict(components, block_state, step, geometry, context)
-            block_state.latents = components.scheduler.step(
-                prediction, timestep, block_state.latents, return_dict=False
-            )[0]
+            block_state.latents = take_step(
+                components.scheduler, prediction, timestep, block_state.latents, block_state.generator
+            )
             progress_bar.update()
         components.transformer._reset_stateful_cache()
         return components, block_state
@@ -208,7 +219,7 @@ class KaleidoDenoiseStep(LoopSequentialPipelineBlocks):
         """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
         block_state = self.get_block_state(state)
         scheduler, noise, groups = components.scheduler, block_state.noise, block_state.groups
-        known = components.config.prediction_type or scheduler.config.get("prediction_type", "velocity")
+        known = components.config.prediction_type or taken_prediction(scheduler) or "velocity"
         check_prediction_type(scheduler, known)
         scenes = torch.arange(len(block_state.memory)).repeat_interleave(len(noise) // len(block_state.memory))
         targets = block_state.memory.shown.show(block_state.targets).rows(scenes)

@@ -22,7 +22,7 @@ from diffusers.modular_pipelines import ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
 from ...geometry.views import ShownFrame, ViewGeometry, Views
-from ..generation import check_count, check_size, remember
+from ..generation import check_autoencoder, check_count, check_size, remember
 from ..inputs import prepare_references, prepare_view_inputs
 from ..memory import SceneMemories
 from .modular_pipeline import TRANSFORMER, VAE, KaleidoModularPipeline
@@ -215,5 +215,6 @@ class KaleidoEncodeReferencesStep(ModularPipelineBlocks):
 def _checked_size(components: KaleidoModularPipeline, height: int | None, width: int | None) -> tuple[int, int]:
     default: Any = components.default_sample_size
     height, width = height or default, width or default
+    check_autoencoder(components.transformer, components.vae)
     check_size(height, width, components.vae_scale_factor * components.transformer.config.patch_size)
     return height, width
