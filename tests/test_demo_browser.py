@@ -102,7 +102,7 @@ def table(page) -> None:
 
 
 def said(page, words: str, where: str = "#status") -> None:
-    page.wait_for_function(f"document.querySelector('{where}').innerText.includes({words!r})")
+    page.wait_for_function(f"document.querySelector('{where}')?.innerText.includes({words!r})")
 
 
 def generate(page, count: int) -> None:
@@ -264,6 +264,7 @@ def test_a_free_camera_follows_who_turns_the_picture(visit):
 
 def test_references_are_chosen_by_clicking_photos(visit):
     page = visit(DESKTOP)
+    tab(page, "Cameras")
     for photo in (1, 4):
         page.locator("#photos button.thumbnail-item").nth(photo).click()
         said(page, "references (2)" if photo == 1 else "references (2, 5)", "#caption")
