@@ -1,5 +1,5 @@
-"""Seconds that `import kaleido_diffusers` takes in a fresh process, beside those of the parts of diffusers that it
-needs, in turns.
+"""CPU seconds of `import kaleido_diffusers`, of all its names, and of `kaleido --help`, in fresh processes, beside
+those of the parts of diffusers that it needs, in turns.
 
     python benchmarks/import_time.py
 """
@@ -21,6 +21,10 @@ IMPORTS = {
         "from diffusers.models.attention_dispatch import dispatch_attention_fn"
     ),
     "kaleido_diffusers": "import kaleido_diffusers",
+    "all names of kaleido_diffusers": "from kaleido_diffusers import *",
+    "kaleido --help": (
+        "from kaleido_diffusers.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
+    ),
 }
 TIMED = "import time; started = time.process_time()\n{}\nprint(time.process_time() - started)"
 

@@ -12,8 +12,11 @@ from pathlib import Path
 
 __all__ = [
     "DiskFullError",
+    "check_room",
     "file_digest",
+    "folder_updated_whole",
     "folder_written_whole",
+    "remove_folder",
     "sync_files",
     "write_json",
     "write_text",
@@ -84,6 +87,33 @@ def folder_written_whole(path: Path, replaces: bool = False, needs: int = 0) -> 
             shutil.rmtree(rest, ignore_errors=True)
 
 
+@contextmanager
+def folder_updated_whole(path: Path) -> Iterator[Path]:
+    """As [`folder_written_whole`], for a folder of which parts stay: where to write, a copy of what is there.
+
+    Args:
+        path (`Path`): of the folder; it may be missing.
+    """
+    with folder_written_whole(path, replaces=True) as part:
+        if path.is_dir():
+            shutil.copytree(path, part)
+        else:
+            part.mkdir(parents=True)
+        yield part
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder, of which a kill leaves no half under its name.
+
+    Args:
+        path (`Path`): of the folder.
+    """
+    rest = path.with_name(f".{path.name}.old.part")
+    shutil.rmtree(rest, ignore_errors=True)
+    os.rename(path, rest)
+    shutil.rmtree(rest)
+
+
 def sync_files(path: Path) -> None:
     """Sends a file, or all of a folder, to the disk: a rename does not wait for what it names.
 
@@ -96,15 +126,25 @@ def sync_files(path: Path) -> None:
                 os.fsync(stream.fileno())
 
 
+def check_room(folder: Path, needs: int) -> None:
+    """Raises [`DiskFullError`] if the disk has less room than is needed.
+
+    Args:
+        folder (`Path`): a folder on the disk.
+        needs (`int`): bytes.
+    """
+    free = shutil.disk_usage(folder).free if needs else 0
+    if needs > free:
+        raise DiskFullError(
+            f"The disk of {folder} is too full: {_megabytes(needs)} are needed and {_megabytes(free)} free."
+            " Make room and run the same command again."
+        )
+
+
 @contextmanager
 def _room_for(path: Path, needs: int = 0) -> Iterator[None]:
     """Tells a full disk from other failures: many writers say something else, or nothing."""
-    free = shutil.disk_usage(path.parent).free if needs else 0
-    if needs > free:
-        raise DiskFullError(
-            f"The disk of {path.parent} is too full: {_megabytes(needs)} are needed and {_megabytes(free)} free."
-            " Make room and run the same command again."
-        )
+    check_room(path.parent, needs)
     try:
         yield
     except Exception as error:

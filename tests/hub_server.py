@@ -221,6 +221,10 @@ class Handler(BaseHTTPRequestHandler):
             oid = hashlib.sha256(content).hexdigest()
             headers |= {"X-Linked-ETag": f'"{oid}"', "X-Linked-Size": len(content)}
             raise Answer(302, b"", Location=f"{self.server.storage_url}/{oid}", **headers)
+        if span := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            first, last = map(int, span.groups())
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            raise Answer(206, content[first : last + 1], **headers)
         raise Answer(200, content, **headers)
 
     # ------------------------------------------------------------------------------------------------ uploads

@@ -502,7 +502,7 @@ def test_who_waits_is_told_place_and_time():
     assert turns.ahead(first, 0) is None
     now[0] = 4.0
     assert turns.ahead(second, 0) == (1, 6.0) and turns.ahead(third, 0) == (2, 26.0)
-    with pytest.raises(ValueError, match="2 others are waiting"):
+    with pytest.raises(ValueError, match="2 others are waiting already: please come back in 6 seconds."):
         turns.join(1.0)
     turns.leave(second)  # gave up
     assert turns.ahead(third, 0) == (1, 6.0)
@@ -656,7 +656,7 @@ def test_one_photo_can_be_drawn(tmp_path):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     pytest.importorskip("gradio")
-    with demo_server(tmp_path_factory.mktemp("server"), "--upload-mb", "2") as server:
+    with demo_server(tmp_path_factory.mktemp("server"), "--upload-mb", "2", "--dtype", "float32") as server:
         yield server
 
 

@@ -19,9 +19,16 @@ from conftest import make_pipeline
 from PIL import Image
 from test_trainer import arguments, assert_same, make_config, weights
 
+from kaleido_diffusers import sample_capture
 from kaleido_diffusers.captures.export import write_capture, write_video
 from kaleido_diffusers.cli import main
-from kaleido_diffusers.files import DiskFullError, folder_written_whole, write_text, written_whole
+from kaleido_diffusers.files import (
+    DiskFullError,
+    folder_updated_whole,
+    folder_written_whole,
+    write_text,
+    written_whole,
+)
 from kaleido_diffusers.geometry.cameras import Cameras
 from kaleido_diffusers.training.checkpoints import latest_checkpoint
 from kaleido_diffusers.training.loop import Trainer
@@ -115,6 +122,21 @@ def test_a_folder_gives_way_to_a_complete_one_only(tmp_path):
     with pytest.raises(KeyError), folder_written_whole(path, replaces=True) as part:
         raise KeyError
     assert contents(tmp_path) == {"folder/a": b"new"}
+
+
+def test_a_folder_of_which_parts_stay_changes_whole(tmp_path):
+    path = tmp_path / "new" / "folder"
+    path.parent.mkdir()
+    with folder_updated_whole(path) as part:
+        (part / "a").write_text("old")
+        (part / "card").write_text("by hand")
+    with pytest.raises(KeyError), folder_updated_whole(path) as part:
+        (part / "a").write_text("new")
+        raise KeyError
+    assert contents(path) == {"a": b"old", "card": b"by hand"}
+    with folder_updated_whole(path) as part:
+        (part / "a").write_text("new")
+    assert contents(path.parent) == {"folder/a": b"new", "folder/card": b"by hand"}
 
 
 def frames(count: int, size: int = 64, seed: int = 0) -> list[Image.Image]:
@@ -230,6 +252,47 @@ class _Failing:
         folder.mkdir()
         (folder / "model_index.json").write_text("{}")
         raise KeyError
+
+
+def test_an_adapter_is_written_whole_with_its_scores_and_keeps_its_card(tmp_path, base, monkeypatch):
+    words = ["lora", "sample", "--output", str(tmp_path), "--checkpoint", str(base), "--rank", "2", "--steps", "2"]
+    words += ["--batch", "1", "--views", "3", "--references", "1", "--validation-photos", "0"]
+    words += ["--scored-references", "3", "--denoising-steps", "1"]
+    assert main(words) == 0
+    folder = tmp_path / "adapter"
+    names = {"adapter_config.json", "pytorch_lora_weights.safetensors", "scores.json", "test_photos.png", "README.md"}
+    assert set(contents(folder)) == names
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "\nWritten by hand.\n")
+    before = contents(folder)
+
+    def fails(path: Path) -> None:
+        (path / "README.md").write_text("half")
+        raise KeyError("card")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kaleido_diffusers.cli.lora.write_card", fails)
+        assert main(words) == 1
+    after = contents(folder)
+    assert after.keys() == before.keys() and after["scores.json"] == before["scores.json"]
+    assert after["README.md"] == before["README.md"]
+    assert main(words) == 0 and b"Written by hand." in contents(folder)["README.md"]
+
+
+# Poses
+
+
+def test_poses_on_a_full_disk_say_so_and_go_on_when_there_is_room(small_disk, capsys):
+    pytest.importorskip("pycolmap")
+    words = ["poses", str(Path(sample_capture("skull"), "images")), "--max-image-size", "300", "--threads", "1"]
+    words += ["--output", str(small_disk / "capture")]
+    for left in (4_000, 2_000_000, 12_000_000):  # no photo, some photos, and all of them but no features fit
+        ballast = fill(small_disk, leave=left)
+        assert main(words) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "disk" in said and "full" in said and "Make room and run the same command again" in said, said
+        assert "Remove the folder" not in said and "Traceback" not in said
+        ballast.unlink()
+    assert main(words) == 0
 
 
 # Rendering

@@ -5,6 +5,8 @@ import http.client
 import json
 import os
 import re
+import shutil
+import threading
 import time
 from urllib.parse import urlsplit
 
@@ -201,6 +203,26 @@ def test_sweeping_keeps_what_is_young_and_what_is_worked_on(tmp_path):
     sweep(tmp_path, 300, now=1000)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"gradio/ab/young.png", "work-1/photo.jpg"}
+
+
+def test_what_is_removed_meanwhile_is_no_error(tmp_path):
+    ended = threading.Event()
+
+    def churn() -> None:
+        while not ended.is_set():
+            folder = tmp_path / "work-1" / "photos"
+            folder.mkdir(parents=True)
+            (folder / "a.jpg").write_bytes(b"x")
+            shutil.rmtree(tmp_path / "work-1")
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(2000):
+            sweep(tmp_path, 300)
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_the_policy_lets_in_no_other_script(server):

@@ -1,6 +1,7 @@
 """Several devices by diffusers' own engines, on processes of this machine: the results are those of one."""
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -118,7 +119,7 @@ def test_render_over_two_processes_writes_what_one_writes(tmp_path):
     make_pipeline().save_pretrained(tmp_path / "pipeline")
     words = ["-m", "kaleido_diffusers.cli", "render", "sample", "--checkpoint", "pipeline", "--targets", "none"]
     words += ["--trajectory", "orbit", "--views", "9", "--steps", "2", "--export", "transforms"]
-    words += ["--generation-order", "anchors", "--joins-memory"]
+    words += ["--generation-order", "anchors", "--dtype", "float32", "--joins-memory"]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     run = partial(subprocess.run, cwd=tmp_path, env=env, capture_output=True, text=True)
     one = run([sys.executable, *words, "first", "--output", "one"])
@@ -130,5 +131,10 @@ def test_render_over_two_processes_writes_what_one_writes(tmp_path):
     assert len(frames[0]) == 6 + 9 and [x.name for x in frames[0]] == [x.name for x in frames[1]]
     for ours, theirs in zip(*([np.asarray(PIL.Image.open(x), int) for x in each] for each in frames)):
         assert abs(ours - theirs).max() <= 1
+    words[words.index("float32")] = "auto"
+    measured = run([*torchrun(), *words, "none", "--output", "measured"])
+    assert (
+        measured.returncode == 0 and len(re.findall(r"pipeline: (?:float32|bfloat16) on cpu\n", measured.stdout)) == 1
+    )
     refused = run([*torchrun(), *words, "all", "--output", "three"])
     assert refused.returncode != 0 and "groups wait for each other" in refused.stderr

@@ -53,8 +53,8 @@ def test_it_fits(name, cards, card, parameters, vae):
 
 
 def test_later_files_count_more_and_the_command_line_most():
-    config = settings(FOLDER / "xl-64.yaml", FOLDER / "stage-5-rollouts.yaml", more=("--views", "20"))
-    assert (config.model.preset, config.size, config.views, config.steps) == ("xl", 512, 20, 10_000)
+    config = settings(FOLDER / "xl-64.yaml", FOLDER / "stage-5-rollouts.yaml", more=("--views", "22"))
+    assert (config.model.preset, config.size, config.views, config.steps) == ("xl", 512, 22, 10_000)
     assert config.gradient_checkpointing and config.references == (1, 2, 4, 8, 12, 16, 20)
     assert [path.name[:7] for path in STAGES] == [f"stage-{number}" for number in range(1, 6)]
 

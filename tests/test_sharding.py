@@ -7,6 +7,7 @@ import os
 import time
 import traceback
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,31 @@ def test_killed_within_a_save_it_goes_on_in_another_number_of_processes(tmp_path
     lines = (json.loads(line) for line in (killed.output / "log.jsonl").read_text().splitlines())
     told = {line["step"]: line["loss"] for line in lines if "loss" in line}  # a step that was done again counts
     assert list(told.values()) == pytest.approx(losses(whole.output).tolist(), abs=1e-5) and len(told) == 12
+
+
+class Eagerly(Trainer):
+    """Compiles without Inductor, which takes a minute a partition."""
+
+    def _make_model(self) -> None:
+        inductor = KaleidoTransformer3DModel.compile_repeated_blocks
+        KaleidoTransformer3DModel.compile_repeated_blocks = partialmethod(inductor, backend="aot_eager")
+        super()._make_model()
+        KaleidoTransformer3DModel.compile_repeated_blocks = inductor
+
+
+@pytest.mark.slow
+def test_shards_compiled_and_in_bfloat16(tmp_path):
+    """Products of other shapes round otherwise, hence a wider bound in bfloat16."""
+    config = make_config(tmp_path / "alone", **{**EXACT, "steps": 4, "references": (2,), "target_group_sizes": (1,)})
+    config = replace(config, validate_every=4)
+    half = replace(config, output=tmp_path / "half alone", dtype="bfloat16")
+    Trainer(config).train()
+    Trainer(half).train()
+    runs = [(Trainer, sharded(half, "half")), (Eagerly, sharded(config, "compiled", compile=True))]
+    together(2, *runs)
+    torch.testing.assert_close(losses(tmp_path / "compiled"), losses(tmp_path / "alone"), rtol=0, atol=1e-5)
+    torch.testing.assert_close(losses(tmp_path / "half"), losses(tmp_path / "half alone"), rtol=0, atol=3e-3)
+    assert (tmp_path / "half" / "validation-0000004.png").is_file()
 
 
 @pytest.mark.slow

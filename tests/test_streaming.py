@@ -1,9 +1,12 @@
 """Shards at the size of a lab: a million scenes opened at once, read over a network that fails, written by many."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
+import urllib.parse
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer, Repo, client
 
 from kaleido_diffusers.captures.images import CaptureError
 from kaleido_diffusers.captures.readers import shard_files
@@ -188,6 +192,65 @@ def test_a_server_that_fails(served, tmp_path):
     assert {float(first) // 10 for first in times[:, 0]} <= {0.0, 1, 4, 5}
     with pytest.raises(CaptureError, match="http://127.0.0.1:9"):
         ShardSource("http://127.0.0.1:9/nothing")
+
+
+class Bucket(Server):
+    """The same folder as a bucket called `lab`, as S3 lists it and gives it out."""
+
+    def do_GET(self):
+        path = urllib.parse.urlsplit(self.path)
+        if "list-type" not in path.query:
+            self.path = path.path.removeprefix("/lab/shards")
+            super().do_GET()
+            return
+        files = [file for file in Path(self.directory).iterdir() if "prefix=shards" in path.query]
+        entries = "".join(
+            f"<Contents><Key>shards/{file.name}</Key><Size>{file.stat().st_size}</Size></Contents>" for file in files
+        )
+        count = f"<KeyCount>{len(files)}</KeyCount><IsTruncated>false</IsTruncated>"
+        content = (
+            f'<?xml version="1.0"?><ListBucketResult><Name>lab</Name>{count}{entries}</ListBucketResult>'.encode()
+        )
+        self.send_response(200)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def test_shards_in_a_bucket(tmp_path, monkeypatch):
+    pytest.importorskip("s3fs")
+    make_shards(tmp_path / "shards")
+    monkeypatch.setattr(Server, "asked", [])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Bucket, directory=str(tmp_path / "shards")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in (("ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}"), ("ACCESS_KEY_ID", "me")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    source = ShardSource("s3://lab/shards")
+    assert len(source) == 6 and not [line for line in Server.asked if ".tar" in line or INDEX in line], (
+        "by the listing"
+    )
+    assert numbers(source) == [0.0, 10, 20, 30, 40, 50]
+    monkeypatch.setattr(shard_files, "_PAUSE", 0.01)
+    with pytest.raises(CaptureError, match="s3://lab/elsewhere: .*(is not there|no .*shards)"):
+        ShardSource("s3://lab/elsewhere")
+    server.shutdown()
+
+
+def test_shards_on_the_hub(tmp_path):
+    make_shards(tmp_path / "shards")
+    code = "from kaleido_diffusers.worlds.sources import ShardSource; source = ShardSource('hf://you/shards')"
+    code += "; print([source[index].times[0].item() for index in range(len(source))])"
+    with HubServer() as server:
+        repo = server.repos["you/shards"] = Repo(private=False)
+        repo.commit("main", {path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir()})
+        env = client(server, tmp_path / "home") | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        asked = server.requests("GET", "resolve/main/.*tar")
+    assert result.stdout.strip() == "[0.0, 10.0, 20.0, 30.0, 40.0, 50.0]", result.stderr
+    assert len(asked) == 6 and all(headers["range"].startswith("bytes=") for headers in asked)
 
 
 @pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])

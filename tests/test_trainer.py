@@ -73,6 +73,15 @@ def assert_same(a: Path, b: Path) -> None:
             assert torch.equal(tensor, weights(b)[name][key]), f"{name}: {key}"
 
 
+def test_a_resumed_run_keeps_the_precision_that_was_measured(tmp_path, monkeypatch):
+    for fast, steps in ((torch.bfloat16, 2), (torch.float32, 4)):
+        monkeypatch.setattr("kaleido_diffusers.training.loop.fast_dtype", lambda _device, fast=fast: fast)
+        trainer = Trainer(make_config(tmp_path, steps=steps, dtype="auto"))
+        assert trainer.dtype == torch.bfloat16
+        trainer.train()
+    assert Trainer(make_config(tmp_path, steps=4, dtype="float32")).dtype == torch.float32
+
+
 def test_a_run_stopped_between_steps_resumes_to_the_same_weights(tmp_path):
     Trainer(make_config(tmp_path / "whole")).train()
     parts = make_config(tmp_path / "parts", max_minutes=0.0)  # one step at a time

@@ -15,6 +15,7 @@ from ..loaders.adapter_files import read_adapter_info
 from ..models.precision import fast_dtype
 from ..pipelines.hub import explain_hub_error
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
+from .errors import plain
 
 
 __all__ = ["check_at_least", "load_pipeline", "loading_of", "say_next", "where_it_runs"]
@@ -61,13 +62,13 @@ def loading_of(checkpoint: str) -> Iterator[None]:
         told = explain_hub_error(error, checkpoint)
         if told and "connection" in told and not Path(checkpoint).exists():
             told = f"No folder here is called {checkpoint}, so the Hub was asked. {told}"
-        raise OSError(told or str(error)) from error
+        raise OSError(plain(told or str(error))) from error
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # JSON of any shape, headers of any length: their readers raise whatever they meet
         lines = str(error).strip().splitlines() or ["no reason is given"]
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{checkpoint} cannot be loaded. {kind}{' '.join(lines)[:500]}") from error
+        raise ValueError(f"{checkpoint} cannot be loaded. {kind}{plain(' '.join(lines))[:500]}") from error
 
 
 def load_pipeline(

@@ -11,7 +11,7 @@ from ..bundled import resolve_capture, resolve_checkpoint
 from ..captures.images import save_image
 from ..evaluation.protocol import EvaluationCase, capture_case, evaluate
 from ..evaluation.report import contact_sheet, markdown_table
-from ..files import write_json
+from ..files import folder_updated_whole, write_json
 from ..loaders.adapter_files import save_adapter
 from ..pipelines.hub import write_card
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
@@ -49,17 +49,13 @@ class Lora(LoraSettings):
         print(table)
         best = f", the best of them after {trainer.best_step}" if trainer.best_step else ""
         print(f"{trainer.step} steps{best}; {trainer.minutes:.1f} minutes; peak memory {_peak_memory()}")
-        save_image(contact_sheet(pictures.pop(""), pictures, tile=96), folder / "test_photos.png")
-        if not self.recipe.full:
-            ours = {f"PSNR, {r['references']} references": r["psnr"] for r in rows if r["model"] == "fine-tuned"}
-            info = replace(trainer.adapter_info(), scores=ours)
-            weights = save_adapter(folder, result.transformer, info)
-            print(f"{weights}: {weights.stat().st_size / 1e6:.2f} MB")
-            summary = [
-                {"method": row["model"], **{key: row[key] for key in COLUMNS if key != "model"}} for row in rows
-            ]
-            write_json(folder / "scores.json", {"minutes": round(trainer.minutes, 1), "summary": summary})
-            write_card(folder)
+        sheet = contact_sheet(pictures.pop(""), pictures, tile=96)
+        if self.recipe.full:
+            save_image(sheet, folder / "test_photos.png")
+        else:
+            with folder_updated_whole(folder) as part:
+                save_image(sheet, part / "test_photos.png")
+                self._save_adapter(part, trainer, result, rows)
         for path in (folder, config.output / "log.jsonl"):
             print(f"wrote {path}")
         say_next("render", self.capture, checkpoint=folder)
@@ -69,6 +65,15 @@ class Lora(LoraSettings):
         scene = self.capture_options.load(capture)
         test, train = self.capture_options.split_of(scene)
         return capture_case(scene, test, size, size, len(train), train)
+
+    def _save_adapter(self, folder: Path, trainer: Trainer, result: KaleidoViewSynthesisPipeline, rows: list) -> None:
+        """The adapter with its scores, its card beside it."""
+        ours = {f"PSNR, {r['references']} references": r["psnr"] for r in rows if r["model"] == "fine-tuned"}
+        weights = save_adapter(folder, result.transformer, replace(trainer.adapter_info(), scores=ours))
+        print(f"adapter of {weights.stat().st_size / 1e6:.2f} MB")
+        summary = [{"method": row["model"], **{key: row[key] for key in COLUMNS if key != "model"}} for row in rows]
+        write_json(folder / "scores.json", {"minutes": round(trainer.minutes, 1), "summary": summary})
+        write_card(folder)
 
     def _scores(
         self,

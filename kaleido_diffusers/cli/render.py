@@ -11,6 +11,7 @@ from pathlib import Path
 import PIL.Image
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from ..captures.export import write_capture, write_colmap, write_video
@@ -24,6 +25,7 @@ from ..files import folder_written_whole
 from ..geometry.cameras import Cameras
 from ..geometry.choosing import INVENTED, choose_references, seen_share, tour
 from ..geometry.trajectories import camera_path
+from ..models.precision import fast_dtype
 from ..pipelines.inputs import DEFAULT_FOV
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from .cost import rendering_cost
@@ -114,7 +116,7 @@ class Render(RenderSettings):
             raise ValueError(
                 "With --joins-memory all, groups wait for each other: give several processes `first` or `none`."
             )
-        pipe = self._pipeline()
+        pipe = self._pipeline(processes)
         pipe.set_progress_bar_config(disable=True)  # it counts steps; ours counts views
         processes.print(f"{scene.name}: {len(scene)} photos; references {references}; targets {targets or 'none'}")
         processes.print(f"{self.checkpoint}: {where_it_runs(pipe)}")
@@ -183,8 +185,11 @@ class Render(RenderSettings):
             cameras = cameras[tour(cameras)]
         return camera_path(self.trajectory, cameras, self.views)
 
-    def _pipeline(self) -> KaleidoViewSynthesisPipeline:
-        pipe = load_pipeline(self.checkpoint, self.device, self.dtype, self.lora)
+    def _pipeline(self, processes: PartialState) -> KaleidoViewSynthesisPipeline:
+        dtype = self.dtype
+        if dtype == "auto" and processes.num_processes > 1:  # each would measure for itself, and a flight has one
+            (dtype,) = broadcast_object_list([str(fast_dtype(processes.device.type)).removeprefix("torch.")])
+        pipe = load_pipeline(self.checkpoint, self.device, dtype, self.lora)
         if self.attention_backend is not None:
             try:
                 pipe.transformer.set_attention_backend(self.attention_backend)

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -138,12 +139,26 @@ class Guard:
             return 411, "An upload must say how large it is."
         if int(size) > self.limits.upload_mb * 1_000_000 + 100_000:  # with what the form adds
             return 413, f"At most {self.limits.upload_mb} MB can be uploaded at once."
-        stored = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        stored = _stored_bytes(self.folder)
         free = shutil.disk_usage(self.folder).free - _ROOM_MB * 1_000_000
         if stored + int(size) > self.limits.stored_mb * 1_000_000 or int(size) > free:
             minutes = max(1, round(self.limits.keep_minutes))
             return 503, f"There is no room for uploads at the moment: try again in {minutes} minutes at the latest."
         return None
+
+
+def _below(folder: Path) -> list[Path]:
+    """Files and folders in a folder, before the folders that hold them; what others remove meanwhile is left out."""
+    walked = os.walk(folder, topdown=False)
+    return [Path(place, name) for place, folders, files in walked for name in [*files, *folders]]
+
+
+def _stored_bytes(folder: Path) -> int:
+    total = 0
+    for path in _below(folder):
+        with suppress(FileNotFoundError):
+            total += 0 if path.is_dir() else path.stat().st_size
+    return total
 
 
 def _is_upload(scope) -> bool:
@@ -216,7 +231,7 @@ def sweep(folder: Path, seconds: float, now: float | None = None) -> None:
         now (`float`, *optional*): the time, in seconds since the epoch.
     """
     now = time.time() if now is None else now
-    for path in sorted(folder.rglob("*"), reverse=True):  # files before the folders that hold them
+    for path in _below(folder):
         if path.relative_to(folder).parts[0].startswith(WORK):
             continue  # goes when the work is done
         try:

@@ -39,7 +39,8 @@ class Turns:
         """
         with self._changed:
             if len(self._line) > self._most:
-                raise ValueError(f"{self._most} others are waiting already: please come back later.")
+                seconds = round(self._left(self._line[:1]))
+                raise ValueError(f"{self._most} others are waiting already: please come back in {seconds} seconds.")
             self._line.append(Ticket(seconds))
             return self._line[-1]
 
@@ -58,9 +59,13 @@ class Turns:
                 if ticket.began is None:
                     ticket.began = self._clock()
                 return None
-            first = self._line[0]
-            done = 0.0 if first.began is None else self._clock() - first.began
-            return place, max(1.0, sum(other.seconds for other in self._line[:place]) - done)
+            return place, self._left(self._line[:place])
+
+    def _left(self, tickets: list[Ticket]) -> float:
+        """Seconds that the first tickets in the line are thought to take from now."""
+        first = tickets[0]
+        done = 0.0 if first.began is None else self._clock() - first.began
+        return max(1.0, sum(ticket.seconds for ticket in tickets) - done)
 
     def leave(self, ticket: Ticket) -> float:
         """Gives the turn, or the place, to the next; returns how many seconds the work took.

@@ -28,7 +28,7 @@ __all__ = [
     "measure_statistics",
 ]
 
-_CHUNK = 32  # views that pass at once
+_CHUNK, _SIDE = 32, 512  # views that pass at once, up to so many pixels a side; fewer of larger ones
 
 
 def compression(vae: ModelMixin | None) -> int:
@@ -179,6 +179,11 @@ def decode_images(vae: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
     mean, scale = _statistics(vae, latents.device)
     latents = (latents.float() / scale + mean).to(vae.dtype, memory_format=torch.channels_last)
     return vae.decode(latents, return_dict=False)[0].float()
+
+
+def _chunk(height: int, width: int) -> int:
+    """Views of so many pixels that pass at once."""
+    return max(1, min(_CHUNK, _CHUNK * _SIDE**2 // (height * width)))
 
 
 def measure_statistics(vae: ModelMixin, views: Iterable[torch.Tensor]) -> dict[str, Any]:

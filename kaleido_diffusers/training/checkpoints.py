@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ..files import write_json
+from ..files import remove_folder, write_json
 from ..loaders.distributed import DistributedReader
 
 
@@ -127,12 +127,10 @@ def remove_old(folder: Path, keep: int, best: str) -> None:
         best (`str`): name of the folder of best weights that stays.
     """
     for number in _numbers(folder)[:-keep]:
-        old = folder / f".checkpoint-{number}.old.part"
-        os.rename(folder / f"checkpoint-{number}", old)  # a kill leaves no half of it under its name
-        shutil.rmtree(old)
+        remove_folder(folder / f"checkpoint-{number}")
     for other in folder.glob("best-*"):
         if other.name != best:
-            shutil.rmtree(other)
+            remove_folder(other)
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -45,7 +45,10 @@ def card_at_hand(dtype: torch.dtype) -> Card:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device is None:
         return Card("CPU", product_speed(dtype), None)
-    properties = torch.get_device_module(device).get_device_properties(device)
+    module = torch.get_device_module(device)
+    if not hasattr(module, "get_device_properties"):
+        return Card(device.type, product_speed(dtype, device=device.type), None)
+    properties = module.get_device_properties(device)
     for key, card in CARDS.items():
         if key in properties.name.lower().replace(" ", "") and dtype == torch.bfloat16:
             return card

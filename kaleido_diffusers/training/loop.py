@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, set_seed
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
 from filelock import FileLock, Timeout
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..captures.images import save_image
-from ..files import DiskFullError, folder_written_whole
+from ..files import DiskFullError, folder_updated_whole, folder_written_whole
 from ..geometry.views import Views
 from ..loaders.adapter_files import AdapterInfo, save_adapter
 from ..loaders.alignment import align_weights
@@ -71,7 +71,6 @@ class Trainer:
         self.config = config
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.dtype = _dtype(config.dtype)
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else processes without accelerators would not know each other
             log_with=None if config.tracker == "none" else config.tracker,
@@ -85,12 +84,13 @@ class Trainer:
                 "Sharding is this trainer's own: pass --data-parallel-shard-degree and launch without FSDP."
             )
         self.is_main = self.accelerator.is_main_process
-        self.layout = Layout(self.accelerator, config, self.dtype)
         config.output.mkdir(parents=True, exist_ok=True)
         if self.is_main:
             set_damaged_aside(config.output)
         self.accelerator.wait_for_everyone()
         self.checkpoint = latest_checkpoint(config.output)
+        self.dtype = self._precision()
+        self.layout = Layout(self.accelerator, config, self.dtype)
         set_seed(config.seed)
         self.vae = self._make_autoencoder()
         self._make_model()
@@ -435,7 +435,8 @@ class Trainer:
         if not self.is_main:
             return
         if self.config.lora.rank:
-            save_adapter(folder, result.transformer, self.adapter_info())
+            with folder_updated_whole(folder) as part:
+                save_adapter(part, result.transformer, self.adapter_info())
         else:
             with folder_written_whole(folder, replaces=True) as part:
                 result.save_pretrained(part)
@@ -469,6 +470,17 @@ class Trainer:
         self.scheduler.save_pretrained(part / "scheduler")
         self._blank(self.transformer.config, "meta").save_config(part / "transformer")  # sharding renames the class
 
+    def _precision(self) -> torch.dtype:
+        """Of matrix products. What was measured where the run began holds for all processes, and after it is resumed
+        on a device of that kind: another measurement might say otherwise, and the bits would differ."""
+        device, name = self.accelerator.device.type, self.config.dtype
+        if name == "auto":
+            progress = {} if self.checkpoint is None else read_progress(self.checkpoint)
+            measured_on, name = progress.get("precision", ("", ""))
+            if measured_on != device:
+                (name,) = broadcast_object_list([str(fast_dtype(device)).removeprefix("torch.")])
+        return getattr(torch, name)
+
     def _progress(self) -> dict[str, Any]:
         return {
             "step": self.step,
@@ -477,6 +489,7 @@ class Trainer:
             "minutes": self.minutes,
             "operations": self.operations,
             "config": _decisive(self.config),
+            "precision": (self.accelerator.device.type, str(self.dtype).removeprefix("torch.")),
         }
 
     def _tensors(self) -> dict[str, Any]:
@@ -601,14 +614,6 @@ def _decisive(config: TrainConfig) -> dict[str, str]:
     free += ("cache", "cache_gigabytes", "skip_broken")
     free += ("plan", "card", "cards", "mfu")  # of the command
     return {key: str(value) for key, value in vars(config).items() if key not in free}
-
-
-def _dtype(name: str) -> torch.dtype:
-    """Of matrix products, by the name of the setting."""
-    if name != "auto":
-        return getattr(torch, name)
-    device = torch.accelerator.current_accelerator()
-    return fast_dtype("cpu" if device is None else device.type)
 
 
 def _is_true(word: str | None) -> bool:

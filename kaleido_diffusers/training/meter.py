@@ -1,6 +1,6 @@
 """What a run does a second, for its log."""
 
-import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -99,7 +99,13 @@ class Meter:
 
 
 def _peak_memory() -> int:
-    """Bytes: of the accelerator, or of the process where there is none."""
-    if torch.accelerator.is_available():
-        return torch.get_device_module().max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Bytes: of the accelerator, or of the process where there is none that tells."""
+    module = torch.get_device_module() if torch.accelerator.is_available() else None
+    if module is not None and hasattr(module, "max_memory_allocated"):
+        return module.max_memory_allocated()
+    if sys.platform == "win32":
+        return 0  # which Windows tells nobody without a library
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

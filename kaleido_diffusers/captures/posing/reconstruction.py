@@ -179,6 +179,7 @@ def estimate_poses(
             if apart:
                 message = f"Photos that fit together, but not with the others: {listed(apart)}"
                 warnings.warn(f"{message}. Photos from in between would join them.", stacklevel=2)
+        motion.tidy()
         model = pycolmap.Reconstruction(motion.model)
     report = _report(model, motion.names, identical, unsharp, start)
     _draw(output)

@@ -12,15 +12,19 @@ from typing import Literal
 import numpy as np
 from tqdm.auto import tqdm
 
+from ...files import check_room
 from ..images import CaptureError
 from ..readers.assembly import listed
 
 
 __all__ = ["StructureFromMotion", "import_pycolmap"]
 
+_PART = "sparse.part"  # where models are written till one is chosen
 _OVERLAP = 10  # neighbours in the order, and look-alikes, that a photo of a sequence is matched with
 _FEATURE_CHUNK, _PAIR_CHUNK = 8, 50  # photos and pairs between two steps of a progress bar
+_ROOM = 16_000_000  # bytes that a step may take; with less, COLMAP says anything, or ends the process
 _WORDS = 64  # of the vocabulary by which photos look alike
+_FEATURE_BYTES = 128 + 4 * 6  # of a descriptor and where it is
 _FEW_FEATURES, _FEW_MATCHES = 100, 15
 
 
@@ -75,6 +79,7 @@ class StructureFromMotion:
         except CaptureError:
             raise
         except (RuntimeError, ValueError) as error:
+            check_room(self.folder, _ROOM)  # it does not say so itself
             message = " ".join(str(error).split())
             raise CaptureError(
                 f"{self.folder}: COLMAP stopped ({message}). Remove the folder and start again."
@@ -103,7 +108,9 @@ class StructureFromMotion:
         options = pycolmap.FeatureExtractionOptions()
         options.max_image_size, options.sift.max_num_features = max_image_size, max_features
         options.num_threads, options.use_gpu = self.threads, False
+        room = max(_ROOM, _FEATURE_CHUNK * max_features * _FEATURE_BYTES)
         for names in _progress("finding features", "photo", todo, _FEATURE_CHUNK, len(ids)):
+            check_room(self.folder, room)
             pycolmap.extract_features(
                 self.database, self.images, names, extraction_options=options, device=pycolmap.Device.cpu
             )
@@ -131,6 +138,7 @@ class StructureFromMotion:
             pairing = pycolmap.ImportedPairingOptions()
             pairing.match_list_path = Path(scratch) / "pairs.txt"
             for chunk in _progress("matching pairs", "pair", todo, _PAIR_CHUNK, len(pairs)):
+                check_room(self.folder, _ROOM)
                 lines = [f"{self.names[first]} {self.names[second]}\n" for first, second in chunk]
                 pairing.match_list_path.write_text("".join(lines), encoding="utf-8")
                 pycolmap.match_image_pairs(self.database, options, pairing, verification, pycolmap.Device.cpu)
@@ -138,9 +146,10 @@ class StructureFromMotion:
     def map(self) -> list[str]:
         """Finds the cameras and keeps the largest model; returns the photos that are placed in another one only."""
         pycolmap = import_pycolmap()
-        part = self.folder / "sparse.part"
-        shutil.rmtree(part, ignore_errors=True)
+        part = self.folder / _PART
+        self.tidy()
         part.mkdir()
+        check_room(self.folder, _ROOM + self.database.stat().st_size)  # a model refers to what the database holds
         options = pycolmap.IncrementalPipelineOptions()
         options.min_model_size = 3
         options.num_threads = options.mapper.num_threads = self.threads
@@ -161,9 +170,12 @@ class StructureFromMotion:
         models[0].write(chosen)
         self.model.parent.mkdir(exist_ok=True)
         os.replace(chosen, self.model)
-        shutil.rmtree(part)
         largest, *others = ({image.name for image in model.images.values() if image.has_pose} for model in models)
         return sorted(set().union(*others) - largest)
+
+    def tidy(self) -> None:
+        """Removes what mapping, or one that was killed, leaves beside the model."""
+        shutil.rmtree(self.folder / _PART, ignore_errors=True)
 
     def _create_database(self, one_camera: bool) -> None:
         pycolmap = import_pycolmap()

@@ -150,7 +150,9 @@ class ShardFiles:
         return size // HEADER.itemsize - 1 if size >= HEADER.itemsize else None
 
     def _fetch(self, name: str, start: int, end: int) -> bytes:
-        span = {} if end == _WHOLE else {"start": start, "end": end}
+        span: dict[str, Any] = {} if end == _WHOLE else {"start": start, "end": end}
+        if span and name.startswith("hf://"):
+            span["cache_type"] = "none"  # which reads megabytes ahead
         return self._tried(name, lambda system: system.cat_file(name, **span))
 
     def _tried(self, name: str, ask: Callable[[Any], Any]) -> Any:
