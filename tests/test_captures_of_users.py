@@ -517,3 +517,48 @@ def test_points_of_gaussian_splatting(tmp_path):
     )
     (folder / "points3D.ply").write_text(header + "0 1 2\n3 4 5\n")
     assert load_scene(tmp_path).points.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("key, value", [("fisheye", True), ("lens", "fisheye"), ("lens_distortion", [0.1, 0.0])])
+@pytest.mark.parametrize("of_frame", [False, True])
+def test_lenses_told_by_unknown_keys_are_refused(tmp_path, key, value, of_frame):
+    picture(tmp_path / "a.png")
+    write(tmp_path, ["a.png"], **({"frames": [frame("a.png", **{key: value})]} if of_frame else {key: value}))
+    with pytest.raises(CaptureError, match=f"`{key}` .*tells of a lens in a way that is not known"):
+        load_scene(tmp_path)
+    for harmless in (False, [0.0, 0.0], None, "iPhone 15 back camera"):
+        write(tmp_path, ["a.png"], **{key: harmless, "lens": 50.0 if key != "lens" else harmless})
+        assert len(load_scene(tmp_path)) == 1
+
+
+def test_a_centre_divided_by_the_picture_is_noticed(tmp_path):
+    picture(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match="principal point of 1 of 1 cameras lies in the first pixel"):
+        load_scene(write(tmp_path, ["a.png"], cx=0.5, cy=0.5))
+
+
+def test_a_model_beside_numbered_ones_counts(tmp_path):
+    names = [picture(tmp_path / f"images/{number}.jpg").name for number in range(4)]
+    for place, count in (("sparse/0", 2), ("whole", 4)):
+        model(tmp_path / place, names[:count])
+    for file in (tmp_path / "whole").iterdir():
+        file.rename(tmp_path / "sparse" / file.name)
+    with pytest.warns(UserWarning, match="holds 2 models .* with 4 photos is read"):
+        assert len(load_scene(tmp_path)) == 4
+
+
+def test_zero_quaternions_are_lost_poses(tmp_path):
+    names = [picture(tmp_path / f"images/{number}.jpg").name for number in range(3)]
+    file = model(tmp_path / "sparse/0", names) / "images.txt"
+    file.write_text(file.read_text().replace("2 1 0 0 0", "2 0 0 0 0"))
+    with pytest.warns(UserWarning, match=r"skipped 1 of 3 frames without a pose \(1.jpg\)"):
+        assert len(load_scene(tmp_path, "skip")) == 2
+    tum = tmp_path / "tum"
+    for number in range(3):
+        picture(tum / f"rgb/{number}.png")
+    lines = ["0 0 0 0 0 0 0 1", "1 nan nan nan nan nan nan nan", "2 2 0 0 0 0 0 0"]
+    (tum / "groundtruth.txt").write_text("\n".join(lines))
+    (tum / "rgb.txt").write_text("0 rgb/0.png\n1 rgb/1.png\n2 rgb/2.png\n")
+    (tum / "intrinsics.txt").write_text("40 40 16 12")
+    with pytest.warns(UserWarning, match="skipped 2 of 3 frames without a pose"):
+        assert len(load_scene(tum, "skip")) == 1

@@ -175,7 +175,7 @@ def test_a_full_disk_is_named_by_the_trainer_and_its_checkpoints_stay(small_disk
     ballast = fill(small_disk, leave=60_000)
     assert main(arguments(small_disk / "run", **options)) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "are needed and" in said and "Make room" in said and "Traceback" not in said
+    assert "too full for this run" in said and "Make room" in said and "Traceback" not in said
     assert before == contents(small_disk / "run" / "checkpoint-2") | contents(small_disk / "run" / "pipeline")
     assert latest_checkpoint(small_disk / "run").name == "checkpoint-2"
     ballast.unlink()

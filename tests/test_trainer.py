@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +47,7 @@ def arguments(output: Path, **options) -> list[str]:
     config = make_config(output, **options)
     words = [f"--model.{key.replace('_', '-')}={value}" for key, value in MODEL.items()]
     for key, value in vars(config).items():
-        if key in ("model", "lora") or value is None:
+        if is_dataclass(value) or value is None:
             continue
         flag = "--" + key.replace("_", "-")
         if isinstance(value, bool):

@@ -144,7 +144,7 @@ def set_first(key, value):
         (set_first("file_path", "/etc/passwd"), "leaves the folder"),
         (set_first("file_path", "a\0b"), "missing|not a path"),
         (set_first("file_path", "images/none.jpg"), "1 of 40 images are missing .images/none.jpg."),
-        (set_first("transform_matrix", None), "`transform_matrix` must be 4 x 4"),
+        (set_first("transform_matrix", None), r"1 of 40 frames have no pose \(images/0000.jpg\)"),
         (set_first("transform_matrix", [[1, 2], [3, 4]]), "`transform_matrix` must be 4 x 4 numbers"),
         (set_first("transform_matrix", [[1, 2, 3, 4], [1]]), "`transform_matrix` must be 4 x 4"),
         (set_first("transform_matrix", [["a"] * 4] * 4), "`transform_matrix` must be 4 x 4"),

@@ -694,3 +694,10 @@ def _check_intrinsics(intrinsics: torch.Tensor, image_sizes: torch.Tensor) -> No
             " right for off-centre crops; otherwise `intrinsics` and `image_sizes` do not belong together.",
             stacklevel=3,
         )
+    in_corner = ((center > 0) & (center <= 1) & (image_sizes.flip(-1) > 16)).all(-1)
+    if in_corner.any():
+        warnings.warn(
+            f"The principal point of {int(in_corner.sum())} of {in_corner.numel()} cameras lies in the first pixel. Is"
+            " it divided by width and height, where focal lengths are in pixels?",
+            stacklevel=3,
+        )

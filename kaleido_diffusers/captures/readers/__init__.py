@@ -116,8 +116,8 @@ def _hint(path: Path) -> str:
     if (half := half_of_colmap(path)) is not None:
         return f" {half}"
     folders = sorted(place for place in path.iterdir() if place.is_dir() and not place.name.startswith("."))
-    for place in folders:
-        if any(reader.find(place) is not None for reader in READERS):
+    for place in (*folders, *(inner for folder in folders[:20] for inner in sorted(folder.glob("[!.]*/")))):
+        if place.is_dir() and any(reader.find(place) is not None for reader in READERS):
             return f" There is one in {place}."
     photos = [place for place in (path, *folders) if image_files(place)]
     if photos:

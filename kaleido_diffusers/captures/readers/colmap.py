@@ -71,7 +71,8 @@ def find_colmap(path: Path) -> Path | None:
         return None
     for place in _PLACES:
         if place and path.name and place.rpartition("/")[2] == "0":
-            models = [folder for folder in _numbered((path / place).parent) if _suffix(folder)]
+            parent = (path / place).parent
+            models = [folder for folder in (*_numbered(parent), parent) if _suffix(folder)]
         else:
             models = [path / place] if _suffix(path / place) else []
         if len(models) > 1:
@@ -391,7 +392,8 @@ def _world_from_camera(where: Path, images: list[tuple]) -> list[list[list[float
         raise CaptureError(f"{where}: lists no images.")
     quaternions = torch.tensor([image[0] for image in images], dtype=torch.float64)
     norms = torch.linalg.vector_norm(quaternions, dim=-1)
-    norms = torch.where(norms.isfinite(), norms, torch.ones_like(norms))  # a pose that was lost: left to `assemble`
+    lost = ~norms.isfinite() | (norms == 0)  # left to `assemble`
+    quaternions[lost], norms = torch.nan, norms.where(~lost, 1.0)
     wrong = (norms - 1).abs() > 1e-2
     if wrong.any():
         name = printable(images[int(wrong.nonzero()[0, 0])][3])

@@ -82,8 +82,9 @@ def read_tum(folder: Path, options: ReadOptions) -> Scene:
         pose = torch.eye(4, dtype=torch.float64)
         x, y, z, w = near[4:]
         quaternion = torch.tensor([w, x, y, z], dtype=torch.float64)
-        norm = torch.linalg.vector_norm(quaternion)
-        if not abs(norm - 1) < 1e-2:
+        norm = float(torch.linalg.vector_norm(quaternion))
+        is_lost = norm == 0 or not math.isfinite(norm)  # left to `assemble`
+        if not is_lost and abs(norm - 1) >= 1e-2:
             raise CaptureError(f"{file}, time {near[0]}: the rotation is not a unit quaternion.")
         pose[:3, :3] = rotations_from_quaternions(quaternion / norm)
         pose[:3, 3] = torch.tensor(near[1:4], dtype=torch.float64)

@@ -3,6 +3,7 @@
 in pixels for all frames or for each."""
 
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ _EXTENSIONS = (".png", ".jpg", ".jpeg")
 _OTHER_LENSES = ("equirectangular", "latlong", "orthographic", "rolling_shutter", "ftheta", "fisheye624_params")
 _OTHER_TERMS = ("distortion", "dist_coeffs", "distortion_coefficients", "b1", "b2", "s1", "s2", "s3", "s4", "skew")
 _PROJECTIONS = ("camera_type", "projection", "projection_type", "lens_type", "lens_model")
+_LENS_KEYS = ("is_fisheye", "distortion_params")  # read, or refused, below
+_OF_LENSES = re.compile("fisheye|distort|lens|panoram|equirect|spherical", re.IGNORECASE)
+_OF_DISTORTION = re.compile("fisheye|distort|panoram|equirect|spherical", re.IGNORECASE)
+_CURVED = re.compile("fish-?eye|equirect|latlong|panoram|spheric|omni|f-?theta|cylind|division", re.IGNORECASE)
 _STRAIGHT = ("perspective", "persp", "pinhole", "simple_pinhole", "opencv", "rectilinear")
 
 
@@ -323,6 +328,17 @@ def _lens(frame: dict[str, Any], where: str) -> Lens | None:
     return RadialTangentialLens(**terms) if any(terms.values()) else None
 
 
+def _tells_a_lens(key: str, value: Any) -> bool:
+    """Whether a key that is not known may tell of a lens that is no pinhole: by a word for one, or by numbers that are
+    not zero of a distortion. Other words name things, other numbers measure them (`lens` in millimetres)."""
+    if isinstance(value, str):
+        return bool(_OF_LENSES.search(key) and _CURVED.search(value))
+    if not _OF_DISTORTION.search(key):
+        return False
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return any(isinstance(entry, (bool, int, float)) and entry for entry in values)
+
+
 def _refuse_other_lenses(frame: dict[str, Any], where: str) -> None:
     """Raises [`CaptureError`] for a lens that is told by a key which is not understood here."""
     for key, value in frame.items():
@@ -331,6 +347,11 @@ def _refuse_other_lenses(frame: dict[str, Any], where: str) -> None:
             raise CaptureError(
                 f"{where}: `{key}` names a lens that cannot be undone; known are `camera_model`"
                 f" {', '.join(_MODELS)} with k1 to k6, p1 and p2. Undistort the photos with the tool that wrote it."
+            )
+        if key not in _LENS_KEYS and _tells_a_lens(key, value):
+            raise CaptureError(
+                f"{where}: `{key}` {value!r} tells of a lens in a way that is not known; known are `camera_model`"
+                f" {', '.join(_MODELS)} with k1 to k6, p1 and p2."
             )
         if key in _PROJECTIONS and not (isinstance(value, str) and value.lower() in _STRAIGHT):
             raise CaptureError(f"{where}: `{key}` {value!r} is not supported; known: {', '.join(_STRAIGHT)}.")
