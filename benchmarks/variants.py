@@ -2,8 +2,9 @@
 
     python benchmarks/variants.py
 
-Views are rendered in float32 from every variant, so that the table tells what was lost in storage; the column of the
-output computed in the stored precision tells the rest. int8 needs `pip install 'kaleido-diffusers[quantization]'`.
+Two columns are errors of the model's output, computed in float32 (what was lost in storage) and in the precision of
+the variant. The views are rendered in that precision, by an autoencoder in float32, and compared with those of float32 and
+with the photos. int8 needs `pip install 'kaleido-diffusers[quantization]'`, GGUF `'kaleido-diffusers[gguf]'`.
 """
 
 import tempfile
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import torch
 import tyro
+from diffusers import GGUFQuantizationConfig
 
 from kaleido_diffusers import KaleidoTransformer3DModel, KaleidoViewSynthesisPipeline, load_scene, sample_capture
 from kaleido_diffusers.bundled import resolve_checkpoint
 from kaleido_diffusers.cli.convert import Convert
+from kaleido_diffusers.evaluation.metrics import psnr
 from kaleido_diffusers.evaluation.protocol import EvaluationCase, capture_case, evaluate
 from kaleido_diffusers.evaluation.report import markdown_table
 from kaleido_diffusers.geometry.choosing import split_views
@@ -27,7 +30,15 @@ from kaleido_diffusers.geometry.views import Views, as_shown
 # What stays as it is in int8: small layers at the ends, and what is computed once a view.
 KEPT = ["patch_embed", "time_embed", "proj_out"]
 
-COLUMNS = {"format": "", "MB": ".2f", "error": ".2e", "error, own precision": ".2e", "PSNR": ".3f", "loss (dB)": ".3f"}
+COLUMNS = {
+    "format": "",
+    "MB": ".2f",
+    "error": ".2e",
+    "error, own precision": ".2e",
+    "PSNR to float32": ".2f",
+    "PSNR": ".3f",
+    "loss (dB)": ".3f",
+}
 
 
 @dataclass
@@ -57,15 +68,16 @@ def main(config: Config) -> None:
         split_views(len(scene), scene.splits, split, order=scene.text_order) for split in ("test", "train")
     )
     case = capture_case(scene, targets, edge, edge, max(config.references, 12), rest)
-    truth, best = predict(pipe, models["float32"], case), None
-    rows = []
+    expected, best, rows = predict(pipe, models["float32"], case), None, []
     for name, model in models.items():
-        pipe.transformer = model
+        pipe.transformer = own[name]
         result = evaluate(pipe, [case], (config.references,), baselines=False, num_inference_steps=config.steps)
         score = sum(one.psnr for one in result.scores) / len(result.scores)
-        best = score if best is None else best
-        errors = ((predict(pipe, one, case) - truth).abs().max().item() for one in (model, own[name]))
-        rows.append(dict(zip(COLUMNS, (name, sizes[name], *errors, score, best - score))))
+        views = result.pictures[0]["kaleido"]
+        best = (score, views) if best is None else best
+        errors = ((predict(pipe, one, case) - expected).abs().max().item() for one in (model, own[name]))
+        near = psnr(views, best[1]).mean().item()
+        rows.append(dict(zip(COLUMNS, (name, sizes[name], *errors, near, score, best[0] - score))))
     print(markdown_table(rows, COLUMNS))
 
 
@@ -81,18 +93,43 @@ def write_variants(source: str, folder: Path) -> dict[str, tuple[Path, Callable,
     Convert(str(folder / "float32"), file).run()
     variants["one file, float32"] = (file, lambda path, dtype: single(path, dtype=dtype), torch.float32)
     if find_spec("torchao") is not None:
-        quantized(folder / "float32" / "transformer").save_pretrained(folder / "int8")
-        variants["torchao int8"] = (folder / "int8", lambda path, dtype: load(path, dtype=dtype), torch.float32)
+        for name, dynamic in (("torchao int8", False), ("torchao int8, activations too", True)):
+            quantized(folder / "float32" / "transformer", dynamic).save_pretrained(folder / name)
+            variants[name] = (folder / name, lambda path, dtype: load(path, dtype=dtype), torch.float32)
+    if find_spec("gguf") is not None:
+        path, config = folder / "q8.gguf", str(folder / "float32" / "transformer")
+        write_gguf(path, load(config))
+        options = {"config": config, "quantization_config": GGUFQuantizationConfig(torch.float32)}
+        variants["GGUF Q8_0"] = (path, lambda path, dtype: single(path, dtype=dtype, **options), torch.float32)
     return variants
 
 
-def quantized(transformer: Path) -> KaleidoTransformer3DModel:
-    """The matrices of the blocks in int8, a scale a row; computed in float32."""
+def quantized(transformer: Path, dynamic: bool = False) -> KaleidoTransformer3DModel:
+    """The matrices of the blocks in int8, a scale a row; computed in float32, or, if `dynamic`, by integers from
+    activations that are rounded to int8, a scale a token."""
     from diffusers import TorchAoConfig
-    from torchao.quantization import Int8WeightOnlyConfig
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 
-    config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=KEPT)
+    kind = Int8DynamicActivationInt8WeightConfig() if dynamic else Int8WeightOnlyConfig()
+    config = TorchAoConfig(kind, modules_to_not_convert=KEPT)
     return KaleidoTransformer3DModel.from_pretrained(transformer, quantization_config=config, dtype=torch.float32)
+
+
+def write_gguf(path: Path, model: KaleidoTransformer3DModel) -> None:
+    """The matrices of the blocks in Q8_0, the rest in float32."""
+    import gguf
+
+    kind, writer = gguf.GGMLQuantizationType.Q8_0, gguf.GGUFWriter(path, "kaleido")
+    for name, value in model.state_dict().items():
+        value = value.float().numpy()
+        if name.startswith("transformer_blocks.") and name.endswith(".weight") and value.ndim == 2:
+            writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def size(path: Path) -> int:

@@ -443,6 +443,66 @@ def test_callbacks_see_and_change_every_step(pipe):
     assert steps == [0, 1]
 
 
+def test_callbacks_know_the_group(pipe):
+    """Five targets in groups of two."""
+    images, cameras = make_inputs()
+    seen = []
+
+    def watch(pipeline, step, timestep, tensors):
+        seen.append((pipeline.current_group, pipeline.num_groups, tensors["targets"].tolist()))
+        return {}
+
+    options = {"callback_on_step_end": watch, "callback_on_step_end_tensor_inputs": ["targets"]}
+    generate(pipe, images, cameras, steps=1, **options)
+    assert seen == [(0, 3, [[0, 1]]), (1, 3, [[2, 3]]), (2, 3, [[4]])]
+
+
+def test_a_list_of_generators_is_of_scenes_or_of_samples(pipe):
+    """Each sample is what a call with its generator alone gives, also in a batch: scene by scene."""
+    images, cameras = make_inputs(num_targets=2)
+    other = make_inputs(num_targets=2, seed=1)
+    options = {"num_inference_steps": 2, "output_type": "pt"}
+
+    def alone(scene, seed):
+        return pipe(*scene, generator=torch.Generator().manual_seed(seed), **options).images
+
+    def generators(count):
+        return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+    samples = pipe(images, cameras, num_samples=2, generator=generators(2), **options).images
+    for seed in range(2):
+        torch.testing.assert_close(samples[:, seed], alone((images, cameras), seed), **CLOSE)
+    batch = [images, other[0]], [cameras, other[1]]
+    both = pipe(*batch, num_samples=2, generator=generators(4), **options).images
+    assert both.shape == (2, 2, 2, 3, 8, 8)
+    for row, scene in enumerate([(images, cameras), other]):
+        for sample in range(2):
+            torch.testing.assert_close(both[row, :, sample], alone(scene, 2 * row + sample), **CLOSE)
+    scenes = pipe(*batch, generator=generators(2), **options).images
+    torch.testing.assert_close(scenes[1], alone(other, 1), **CLOSE)
+    with pytest.raises(ValueError, match="one for each of the 2 scenes, or one for each of the 4 samples; got 3"):
+        pipe(*batch, num_samples=2, generator=generators(3), **options)
+
+
+def test_poses_may_lack_their_last_row(pipe):
+    images, cameras = make_inputs(num_targets=2)
+    options = {"fov": 55.0, "steps": 1}
+    poses = cameras.world_from_camera
+    expected = generate(pipe, images, poses, **options)
+    assert torch.equal(generate(pipe, images, poses[:, :3], **options), expected)
+    assert torch.equal(generate(pipe, images, poses[:3, :3].numpy(), poses[3:, :3].tolist(), **options), expected)
+    short = Cameras(poses[:, :3], cameras.intrinsics, cameras.image_sizes)
+    assert torch.equal(short.world_from_camera, poses)
+    with pytest.raises(ValueError, match=r"shape \[.*4, 4\]"):
+        generate(pipe, images, poses[:, :, :3], **options)
+
+
+def test_guidance_away_from_the_references_is_refused(pipe):
+    images, cameras = make_inputs()
+    with pytest.raises(ValueError, match="`guidance_scale` must be 0 or more .*, got -1.5"):
+        generate(pipe, images, cameras, guidance_scale=-1.5)
+
+
 def test_generators_decide(pipe):
     images, cameras = make_inputs()
     assert torch.equal(generate(pipe, images, cameras, seed=1), generate(pipe, images, cameras, seed=1))

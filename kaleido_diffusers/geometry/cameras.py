@@ -25,6 +25,7 @@ __all__ = [
     "check_rigid",
     "convert_axes",
     "farthest_views",
+    "homogeneous",
     "invert_intrinsics",
     "invert_rigid",
     "look_at",
@@ -44,6 +45,18 @@ _FARTHEST = 1e15  # units: squares of more leave float32, and of what stands so 
 _SHORTEST_FOCAL = 0.02  # image widths: a field of view of 175 degrees
 _LONGEST_FOCAL = 1e6  # image widths: a field of view of a fifth of a second of arc
 _RIGID_TOLERANCE = 1e-4
+
+
+def homogeneous(poses: torch.Tensor) -> torch.Tensor:
+    """Poses `[..., 4, 4]`: those of shape `[..., 3, 4]`, as many programs write them, get their last row.
+
+    Args:
+        poses (`torch.Tensor`): `[..., 3, 4]` or anything else, which comes back as it is.
+    """
+    if poses.shape[-2:] != (3, 4):
+        return poses
+    last = poses.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*poses.shape[:-2], 1, 4)
+    return torch.cat([poses, last], dim=-2)
 
 
 def invert_rigid(b_from_a: torch.Tensor) -> torch.Tensor:
@@ -321,7 +334,7 @@ class Cameras:
     """A batch of pinhole cameras. Immutable: every method returns new cameras.
 
     Args:
-        world_from_camera (`torch.Tensor` or array of shape `[..., 4, 4]`): rigid poses, OpenCV axes.
+        world_from_camera (`torch.Tensor` or array of shape `[..., 4, 4]` or `[..., 3, 4]`): rigid poses, OpenCV axes.
         intrinsics (`torch.Tensor` or array of shape `[..., 3, 3]` or `[3, 3]`): `K` in pixels.
         image_sizes (`torch.Tensor` or array of shape `[..., 2]` or `[2]`): (height, width) in pixels.
 
@@ -336,7 +349,8 @@ class Cameras:
     image_sizes: torch.Tensor
 
     def __init__(self, world_from_camera, intrinsics, image_sizes):
-        world_from_camera = _as_tensor(world_from_camera, "world_from_camera").to(torch.float64, copy=True)
+        world_from_camera = homogeneous(_as_tensor(world_from_camera, "world_from_camera"))
+        world_from_camera = world_from_camera.to(torch.float64, copy=True)
         check_rigid(world_from_camera, "world_from_camera")
         shape, device = world_from_camera.shape[:-2], world_from_camera.device
         intrinsics = _as_tensor(intrinsics, "intrinsics").to(device, torch.float64, copy=True)

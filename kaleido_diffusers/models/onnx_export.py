@@ -6,7 +6,9 @@ and targets in one pass. Sizes, and numbers of scenes and views, are free. All g
 """
 
 import hashlib
+import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +166,9 @@ def _example(transformer: KaleidoTransformer3DModel, num_views: int) -> tuple[to
 
 def _graph(module: torch.nn.Module, inputs: dict[str, tuple[torch.Tensor, dict[int, str]]], outputs: list[str]):
     """The ONNX program of a module. Gradients stay enabled: without them a memory is written in place."""
-    with torch.enable_grad():
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names operators of packages that are not there
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that two inputs share a dimension
         return torch.onnx.export(
             module.eval().requires_grad_(False),
             tuple(example for example, _ in inputs.values()),

@@ -51,6 +51,7 @@ __all__ = [
     "check_autoencoder",
     "check_count",
     "check_group_options",
+    "check_guidance",
     "check_prediction_type",
     "check_size",
     "check_targets",
@@ -90,6 +91,18 @@ def check_count(name: str, value: Any) -> None:
     """
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+
+
+def check_guidance(guidance_scale: float) -> None:
+    """Raises `ValueError` for guidance away from the references.
+
+    Args:
+        guidance_scale (`float`): as in [`KaleidoViewSynthesisPipeline`].
+    """
+    if not guidance_scale >= 0:
+        raise ValueError(
+            f"`guidance_scale` must be 0 or more (1: none; above: closer to the references), got {guidance_scale}."
+        )
 
 
 def check_size(height: int, width: int, multiple: int) -> None:
@@ -221,14 +234,20 @@ def make_noise(
     Args:
         shape (`Sequence[int]`): `[B, M, S, C, h, w]`.
         latents (`torch.Tensor`, *optional*): noise to take.
-        generator (`Any`): one, or one for each scene.
+        generator (`Any`): one, one for each scene, or one for each sample of each scene.
         device (`torch.device`): of the noise.
     """
-    if isinstance(generator, list) and len(generator) != shape[0]:
-        raise ValueError(f"`generator` must be one, or one for each of the {shape[0]} scenes; got {len(generator)}.")
+    batch, targets, samples = shape[:3]
+    if isinstance(generator, list) and len(generator) not in (batch, batch * samples):
+        of_samples = f", or one for each of the {batch * samples} samples" if samples > 1 else ""
+        raise ValueError(
+            f"`generator` must be one, or one for each of the {batch} scenes{of_samples}; got {len(generator)}."
+        )
     if latents is None:
+        if isinstance(generator, list) and len(generator) != batch:  # each row as a call with that generator alone
+            rows = [make_noise((1, targets, 1, *shape[3:]), None, one, device) for one in generator]
+            return torch.cat(rows, dim=2).unflatten(2, (batch, samples))[0].transpose(0, 1)
         return randn_tensor(tuple(shape), generator=generator, device=device, dtype=torch.float32)
-    batch, _, samples = shape[:3]
     squeezed = tuple(n for i, n in enumerate(shape) if not (i == 0 and batch == 1 or i == 2 and samples == 1))
     if tuple(latents.shape) not in (tuple(shape), squeezed):
         raise ValueError(f"`latents` must have shape {list(squeezed)}, got {list(latents.shape)}.")

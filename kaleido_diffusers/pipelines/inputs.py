@@ -13,7 +13,7 @@ import torch
 
 from ..captures.images import REDUCED_PIXELS, as_image_tensor, fit_cameras, fit_image, fit_views, load_image
 from ..captures.scene import SceneImages
-from ..geometry.cameras import Cameras, check_rigid
+from ..geometry.cameras import Cameras, check_rigid, homogeneous
 from ..geometry.views import ViewGeometry, Views
 
 
@@ -289,12 +289,12 @@ def _with_lens(poses, intrinsics, fov, sizes, name: str, intrinsics_name: str) -
 
 
 def _poses(value, name: str):
-    """`Cameras` `[V]`, or float64 poses `[V, 4, 4]`."""
+    """`Cameras` `[V]`, or float64 poses `[V, 4, 4]`, also of `[V, 3, 4]`."""
     if isinstance(value, Cameras):
         if len(value.shape) != 1:
             raise ValueError(f"`{name}` must be cameras of shape [V], got {list(value.shape)}.")
         return value.to("cpu", torch.float64)
-    poses = _numbers(value, name)
+    poses = homogeneous(_numbers(value, name))
     if poses.ndim != 3:
         raise ValueError(f"`{name}` must have shape [V, 4, 4], got {list(poses.shape)}.")
     check_rigid(poses, name)

@@ -122,7 +122,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
 
     model_cpu_offload_seq = "transformer->vae"
     _optional_components = ["vae"]
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs = ["latents", "targets"]
 
     def __init__(
         self,
@@ -152,6 +152,16 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
     @property
     def attention_kwargs(self) -> dict[str, Any] | None:
         return self._attention_kwargs
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of targets of the whole call."""
+        return self._num_groups
+
+    @property
+    def current_group(self) -> int:
+        """Number of the group that is being denoised, from 0."""
+        return self._current_group
 
     @property
     def num_timesteps(self) -> int:
@@ -286,7 +296,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         Args:
             shape (`tuple[int, ...]`): `[B, M, S, C, h, w]`.
             latents (`torch.Tensor`, *optional*): noise to take.
-            generator (`Any`): one, or one for each scene.
+            generator (`Any`): one, one for each scene, or one for each sample of each scene.
             device (`torch.device`): of the noise.
         """
         return generation.make_noise(shape, latents, generator, device)
@@ -414,7 +424,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
                 [0, 1]. Sizes may differ; each view is centre-cropped to the aspect of the output, its camera with it.
             poses ([`Cameras`], `torch.Tensor` or `np.ndarray` of shape `[N + M, 4, 4]` or `[N, 4, 4]`, *optional*):
                 `world_from_camera`, OpenCV axes: first those of the references, then, without `target_poses`, those
-                of the targets. Left out for video.
+                of the targets. The last row may be missing: `[..., 3, 4]`. Left out for video.
             target_poses ([`Cameras`], `torch.Tensor` or `np.ndarray` of shape `[M, 4, 4]`, *optional*):
                 `world_from_camera` of the targets.
             intrinsics (`torch.Tensor` or `np.ndarray` of shape `[3, 3]` or `[N, 3, 3]`, *optional*):
@@ -457,7 +467,9 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             use_reference_cache (`bool`, defaults to `True`):
                 Whether to encode memory views once instead of at every step. The result is the same.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                Makes generation deterministic; in a batch, one or one for each scene.
+                Makes generation deterministic. A list holds one for each scene of a batch, or, with `num_samples`,
+                one for each sample (of the first scene, then of the next): a sample is then what a call with its
+                generator alone gives.
             latents (`torch.Tensor`, *optional*):
                 Noise to start from, in the shape of an output with `output_type="latent"`.
             output_type (`str`, defaults to `"pil"`):
@@ -468,10 +480,12 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
                 Passed to the transformer; `scale` multiplies LoRA layers.
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipeline, step, timestep, {"latents": ...})` after each scheduler step; `step`
-                counts over all groups, the latents `[rows, targets of the group, C, h, w]` are those of one group.
-                What it returns, a dictionary of tensors or nothing, replaces them.
+                counts over all groups, the latents `[rows, targets of the group, C, h, w]` are those of one group:
+                `pipeline.current_group` of `pipeline.num_groups`. What it returns, a dictionary of tensors or nothing,
+                replaces them.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`):
-                Names of the tensors that the callback gets.
+                Names of the tensors that the callback gets: `"latents"`, and `"targets"` `[rows, targets of the
+                group]`, the numbers of these targets among all.
             memory ([`SceneMemory`], *optional*):
                 References that [`~KaleidoViewSynthesisPipeline.encode_references`] has encoded, instead of `images`
                 and all that describes them. `target_poses` without intrinsics take the first reference's.
@@ -501,6 +515,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             self._check_memory(memory, height, width, target_poses, target_times, given)
             height, width, max_memory_views = memory.height, memory.width, memory.max_memory_views
         height, width = height or self.default_sample_size, width or self.default_sample_size
+        generation.check_guidance(guidance_scale)
         self.check_inputs(
             height,
             width,
@@ -623,7 +638,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         process, num_processes = (dist.get_rank(), dist.get_world_size()) if options.share_groups else (0, 1)
         rows = torch.arange(len(noise)).unsqueeze(-1)
         steps = len(self._set_timesteps(noise[:, : groups[0].shape[1]], options))
-        self._num_timesteps = steps * len(groups)
+        self._num_timesteps, self._num_groups = steps * len(groups), len(groups)
         outputs = torch.zeros_like(noise, device="cpu")
         if options.image_size is not None:
             outputs = torch.zeros(*noise.shape[:2], 3, *options.image_size, dtype=torch.float32)
@@ -635,10 +650,10 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
                 if not joins and number % num_processes != process:
                     progress_bar.update(steps)
                     continue
-                geometry = targets.select(group)
+                geometry, self._current_group = targets.select(group), number
                 start = noise[rows.to(device), group.to(device)]
                 self._set_timesteps(start, options)
-                views = self._denoise(start, geometry, memories, options, progress_bar, number * steps)
+                views = self._denoise(start, group, geometry, memories, options, progress_bar, number * steps)
                 for row, memory in enumerate(memories if joins else []):
                     memory.add(views[row : row + 1], geometry.rows([row]))
                 if joins and process:  # the first process returns what all of them have made
@@ -666,6 +681,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
     def _denoise(
         self,
         latents: torch.Tensor,  # [R, g, C, h, w]
+        group: torch.Tensor,  # [R, g] numbers of the targets
         geometry: ViewGeometry,
         memories: list[ViewMemory],
         options: _Options,
@@ -689,7 +705,8 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
                 prediction = torch.lerp(unconditional, prediction, self.guidance_scale)
             latents = generation.take_step(self.scheduler, prediction, t, latents, options.generator)
             if options.callback is not None:
-                tensors = {"latents": latents} if "latents" in options.callback_inputs else {}
+                tensors = {"latents": latents, "targets": group}
+                tensors = {name: tensors[name] for name in options.callback_inputs}
                 changed = options.callback(self, first_step + index, t, tensors)
                 latents = (changed or {}).get("latents", latents)
             progress_bar.update()
