@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SOURCES := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test test-all lint mutants clean
+.PHONY: demo test test-all lint mutants docs clean
 
 # Renders kept-back photos of the two samples, and flights past them, with the bundled checkpoint.
 demo: $(VENV)/.installed-demo
@@ -31,6 +31,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+
+# The site, in build/site: README, docs/ as they are, and a reference made from docstrings.
+docs: $(BIN)/python
+	$(PIP) --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 # Changes the arithmetic in small ways and looks whether the tests notice; takes hours, and stops and goes on at will.
 # MUTANTS="kaleido_diffusers.schedulers.*" for a part of it. What survived, and why: tests/mutants.md.

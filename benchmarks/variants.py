@@ -3,8 +3,8 @@
     python benchmarks/variants.py
 
 Two columns are errors of the model's output, computed in float32 (what was lost in storage) and in the precision of
-the variant. The views are rendered in that precision, by an autoencoder in float32, and compared with those of float32 and
-with the photos. int8 needs `pip install 'kaleido-diffusers[quantization]'`, GGUF `'kaleido-diffusers[gguf]'`.
+the variant. The views are rendered in that precision, by an autoencoder in float32, and compared with those of float32
+and with the photos. int8 needs `pip install 'kaleido-diffusers[quantization]'`, GGUF `'kaleido-diffusers[gguf]'`.
 """
 
 import tempfile

@@ -1,5 +1,8 @@
 """Programs without torch: `torch.export` with free sizes, and `kaleido convert --onnx`, run by onnxruntime."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import Views, make_model, make_pipeline
@@ -36,6 +39,18 @@ def test_torch_export_leaves_height_and_width_free():
         assert not [node for node in program.graph.nodes if "inv" in str(node.target)], "no solver, which ONNX lacks"
         for size in ((8, 12), (16, 8), (20, 24)):
             torch.testing.assert_close(program.module()(*example(*size)), module(*example(*size)), **CLOSE)
+
+
+def check_documented_loop(pipe, folder):
+    """The code of docs/conversion.md gives the view that the pipeline gives."""
+    page = (Path(__file__).parents[1] / "docs" / "conversion.md").read_text(encoding="utf-8")
+    code = re.search(r"```py\n(.*?)```", page, re.DOTALL)[1].replace("runs/onnx", str(folder / "onnx"))
+    made = {}
+    exec(code, made)
+    images, cameras, noise = made["images"], made["cameras"], torch.Generator().manual_seed(0)
+    options = {"num_inference_steps": 10, "output_type": "pt", "height": 128, "width": 128, "generator": noise}
+    expected = pipe(images[:3], cameras[:3], cameras[3:], **options).images
+    torch.testing.assert_close((torch.from_numpy(made["view"]) / 2 + 0.5).clamp(0, 1), expected, rtol=0, atol=5e-3)
 
 
 @pytest.mark.slow
@@ -77,6 +92,7 @@ def test_onnx_computes_the_same_with_and_without_a_memory(tmp_path):
         cached, _ = run("transformer", views=views[:, 3:], timestep=noisy, memory=memory, **rest)
         torch.testing.assert_close(cached, expected, **CLOSE)
 
+    check_documented_loop(pipe, tmp_path)
     pixels = torch.rand(3, 3, 16, 24) * 2 - 1
     (latents,) = run("vae_encoder", pixels=pixels)
     torch.testing.assert_close(latents, encode_views(pipe.vae, pixels), **CLOSE)
