@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="the extra `docs` is not installed"
 )

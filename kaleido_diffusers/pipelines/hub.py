@@ -375,6 +375,8 @@ def push_folder(
         _make_branch(api, repo_id, revision)
     prefix = f"{subfolder}/" if subfolder else ""
     contents = {name: path for name, path in files.items() if name != CARD}
+    if subfolder and CODE in contents and contents[CODE].read_text(encoding="utf-8") == PIPELINE_CODE:
+        del contents[CODE]  # diffusers looks for it at the top alone
     if INDEX in files:
         contents[INDEX] = _index_for_all(files[INDEX])
     if MODULAR_INDEX in files:

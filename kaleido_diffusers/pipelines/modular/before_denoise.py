@@ -164,7 +164,7 @@ class KaleidoPrepareLatentsStep(ModularPipelineBlocks):
             MEMORY,
             _TARGETS,
             NUM_SAMPLES,
-            InputParam.template("generator", note="one, or one for each scene"),
+            InputParam.template("generator", note="one, one for each scene, or one for each sample"),
             InputParam.template("latents", note="in the shape of an output with `output_type='latent'`"),
         ]
 
