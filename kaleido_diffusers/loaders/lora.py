@@ -132,14 +132,17 @@ class KaleidoLoraLoaderMixin(CogVideoXLoraLoaderMixin):
 
 def _check_place(source: str | os.PathLike | dict) -> None:
     """Raises `OSError` for what can be no Hub id, and is no folder or file either."""
-    if isinstance(source, dict) or Path(source).exists():
+    if isinstance(source, dict) or Path(source).exists() or isinstance(source, str) and _may_be_on_the_hub(source):
         return
+    raise OSError(f"{source}: there is no such folder or file of an adapter.")
+
+
+def _may_be_on_the_hub(name: str) -> bool:
     try:
-        if isinstance(source, os.PathLike):
-            raise HFValidationError
-        validate_repo_id(source)
+        validate_repo_id(name)
     except HFValidationError:
-        raise OSError(f"{source}: there is no such folder or file of an adapter.") from None
+        return False
+    return True
 
 
 def _peft_metadata(source: str | os.PathLike | dict, options: dict[str, Any]) -> dict[str, Any] | None:
