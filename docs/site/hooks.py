@@ -41,8 +41,15 @@ def public_modules() -> dict[str, list[str]]:
 
 
 def on_config(config):
-    pages = [{room: f"reference/{room}.md"} for room in public_modules()]
-    config.nav = [{"Reference": pages} if "Reference" in entry else entry for entry in config.nav]
+    reference = [{room: f"reference/{room}.md"} for room in public_modules()]
+    named = set(re.findall(r"[\w-]+\.md", str(config.nav)))
+    others = [page.name for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in named]
+    more = {"Reference": reference, "Guides": others}
+    config.nav = [
+        {name: [*(pages if isinstance(pages, list) else []), *more[name]] if name in more else pages}
+        for entry in config.nav
+        for name, pages in entry.items()
+    ]
     return config
 
 
