@@ -1,7 +1,7 @@
 """Whether a checkpoint follows another field of view than the references', and time where things move.
 
-    kaleido shard --data worlds --split test --assets my-assets --arc 0.08 0.6 --zoom 0 --size 208 --views 8 --output zoom
-    kaleido shard --data motion --split test --assets my-assets --arc 0.08 0.6 --size 128 --views 12 --output motion
+    kaleido shard --data worlds --split test --assets my-assets --zoom 0 --size 208 --views 8 --output zoom
+    kaleido shard --data motion --split test --assets my-assets --size 128 --output motion
     python benchmarks/zoom_and_time.py --checkpoint kaleido-tiny --zoom zoom --motion motion
 
 Zoom: the same photo is made from references of its own focal length and from others, both cut out of larger pictures
@@ -108,7 +108,9 @@ class Config:
                 generator=torch.Generator().manual_seed(number),
                 output_type="pt",
             ).images.float()
-            perceptual = [torch.nan] * len(views) if self.perceptual is None else self.perceptual(views, truth).tolist()
+            perceptual = (
+                [torch.nan] * len(views) if self.perceptual is None else self.perceptual(views, truth).tolist()
+            )
             self.scores[(*key, steps)] += list(zip(psnr(views, truth).tolist(), perceptual, strict=True))
 
 
