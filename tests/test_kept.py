@@ -315,7 +315,7 @@ def test_an_interrupted_flight_keeps_what_it_had_under_a_name_that_says_so(tmp_p
     words = render(tmp_path, base, "--targets", "none", "--views", "400", "--steps", "6", "--generation-order", order)
     with started(*words) as process:
         bar = b""
-        while not re.search(rb"\| [4-9]\d/600", bar) and process.poll() is None:
+        while not re.search(rb"\b(2[4-9]|[3-9]\d)\.\d/400 views", bar) and process.poll() is None:
             bar += os.read(process.stderr.fileno(), 4096)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)

@@ -877,12 +877,14 @@ def test_lenses_of_a_batch_that_may_be_meant_for_its_views_are_refused(pipe, vie
     each = {name: lens.expand(3, 3, 3, 3) for name in of_views}
     if views == 8:
         assert torch.equal(generate(pipe, scenes, *poses, intrinsics=lens, **each), shared)
-    two = generate(pipe, scenes[:2], *(part[:2] for part in poses), intrinsics=lens.repeat(2, 1, 1))
-    torch.testing.assert_close(two, shared[:2], msg="two lenses for two scenes of more views are no riddle", **CLOSE)
+    if views == 3:  # two lenses for two scenes of more views are no riddle
+        two = generate(pipe, scenes[:2], *(part[:2] for part in poses), intrinsics=lens.repeat(2, 1, 1))
+        torch.testing.assert_close(two, shared[:2], **CLOSE)
 
 
 def test_an_autoencoder_that_does_not_fit_is_named():
-    vae = AutoencoderTiny(block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+    channels = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    vae = AutoencoderTiny(**channels, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
     options = {"in_channels": 4, "out_channels": 4}
     images, cameras = make_inputs()
     generate(make_pipeline(vae=vae, **options), images, cameras, height=16, width=16)

@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from kaleido_diffusers.training.batches import StepBatches, source_options
 from kaleido_diffusers.training.config import TrainConfig
 from kaleido_diffusers.training.loop import Trainer
+from kaleido_diffusers.training.muon import Muon
 from kaleido_diffusers.worlds.sources import open_source
 
 
@@ -49,7 +50,7 @@ def test_gradients_are_clipped_before_the_step(tmp_path):
     norms = []
 
     def record(optimizer, *_):
-        if isinstance(optimizer, torch.optim.Muon):  # the first to step: every gradient is still there
+        if isinstance(optimizer, Muon):  # the first to step: every gradient is still there
             gradients = [p.grad.norm() for p in trainer.transformer.parameters()]
             norms.append(torch.stack(gradients).norm().item())
 

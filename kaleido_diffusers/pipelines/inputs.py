@@ -355,11 +355,16 @@ def _split(value, batch_size: int, name: str) -> list:
     return [value[i] for i in range(batch_size)]
 
 
+def _is_list(value: Any) -> bool:
+    """Whether something holds views, as a single camera does not."""
+    return hasattr(value, "__len__") and not (isinstance(value, Cameras) and not value.shape)
+
+
 def _check_lenses(arguments: dict[str, Any], scenes: Sequence) -> None:
     """Raises `ValueError` for intrinsics `[B, 3, 3]` of a batch, which may be meant for its B scenes or, as in one
     scene, for as many views."""
     of_scenes = [value for name in ("poses", "target_poses") if (value := arguments[name]) is not None]
-    counts = {len(scenes[0])} | {len(value[0]) for value in of_scenes if len(value) and hasattr(value[0], "__len__")}
+    counts = {len(scenes[0])} | {len(value[0]) for value in of_scenes if len(value) and _is_list(value[0])}
     for name in ("intrinsics", "target_intrinsics"):
         value = arguments[name]
         if value is not None and _ndim(value) == 3 and len(value) == len(scenes) and len(value) in counts:
