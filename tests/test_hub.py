@@ -249,7 +249,7 @@ def test_push_to_hub_gives_the_same_card(server, alice, scene, pipes):
     assert server.repos["alice/option"].private
     files = server.repos["alice/method"].commits[server.repos["alice/method"].branches["main"]]
     assert "half/transformer/diffusion_pytorch_model.fp16.safetensors" in files and "half/README.md" not in files
-    assert "pipeline.py" in files
+    assert "pipeline.py" in files and "half/pipeline.py" not in files
 
 
 def test_the_modular_form_is_pushed_and_loaded(server, alice, pipes):

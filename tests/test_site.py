@@ -16,7 +16,6 @@ PACKAGES = ("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers")
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="the extra `docs` is not installed"
 )
-@pytest.mark.xfail(reason="the reference lacks what the lazy package names: the pipeline's call, links to the models")
 def test_the_site_builds(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

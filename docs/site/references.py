@@ -5,6 +5,7 @@ import re
 import griffe
 
 
+TYPE = re.compile(r"^(?P<start> +\w+ \()\[`~?(?P<name>\w+)`\](?:, \*(?P<optional>optional)\*)?(?=\):)", re.MULTILINE)
 NAME = re.compile(r"\[`(?P<name>~?[\w.]+)`\](?!\[|\()")
 
 
@@ -19,7 +20,8 @@ class References(griffe.Extension):
                     paths.setdefault(f"{item.parent.name}.{item.name}", item.path)
         for item in objects:
             if item.docstring:
-                item.docstring.value = NAME.sub(lambda match: link(match["name"], paths), item.docstring.value)
+                text = TYPE.sub(as_annotation, item.docstring.value)  # a type is code, which gets its links by itself
+                item.docstring.value = NAME.sub(lambda match: link(match["name"], paths), text)
 
 
 def walk(item: griffe.Object):
@@ -27,6 +29,10 @@ def walk(item: griffe.Object):
     for member in item.members.values():
         if not member.is_alias:
             yield from walk(member)
+
+
+def as_annotation(match: re.Match) -> str:
+    return f"{match['start']}{match['name']}{', optional' if match['optional'] else ''}"
 
 
 def link(name: str, paths: dict[str, str]) -> str:
