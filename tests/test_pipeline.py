@@ -877,9 +877,13 @@ def test_lenses_of_a_batch_that_may_be_meant_for_its_views_are_refused(pipe, vie
     each = {name: lens.expand(3, 3, 3, 3) for name in of_views}
     if views == 8:
         assert torch.equal(generate(pipe, scenes, *poses, intrinsics=lens, **each), shared)
-    if views == 3:  # two lenses for two scenes of more views are no riddle
-        two = generate(pipe, scenes[:2], *(part[:2] for part in poses), intrinsics=lens.repeat(2, 1, 1))
-        torch.testing.assert_close(two, shared[:2], **CLOSE)
+    two = scenes[:2], *(part[:2] for part in poses)
+    if views == 3:
+        made = generate(pipe, *two, intrinsics=lens.repeat(2, 1, 1))
+        torch.testing.assert_close(made, shared[:2], msg="two lenses for two scenes of 3 views are no riddle", **CLOSE)
+    else:  # those of two views are
+        with pytest.raises(ValueError, match=r"of 2 lenses may be one for each of the 2 scenes, or for each view"):
+            generate(pipe, *two, intrinsics=lens.repeat(2, 1, 1))
 
 
 def test_an_autoencoder_that_does_not_fit_is_named():
