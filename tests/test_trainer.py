@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import make_pipeline, torchrun
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from safetensors.torch import load_file
 
 from kaleido_diffusers import (
@@ -293,3 +294,12 @@ def test_validation_sees_what_training_does_not(tmp_path):
     assert (len(sample), count) == (4, 3)
     Trainer(make_config(tmp_path / "few", views=4, scene_views=4, steps=2)).train()
     assert (tmp_path / "few" / "validation-0000002.png").is_file()
+
+
+def test_how_a_trainer_attends_is_its_own_affair(tmp_path):
+    """Products in place of the fused kernel on CPUs: not for the other models of the process."""
+    before = _AttentionBackendRegistry.get_active_backend()[0]
+    trainer = Trainer(make_config(tmp_path))
+    processor = trainer.transformer.transformer_blocks[0].attn.processor
+    assert processor._attention_backend == "_native_math"
+    assert _AttentionBackendRegistry.get_active_backend()[0] == before != "_native_math"

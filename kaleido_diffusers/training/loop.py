@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast, broadcast_object_list, set_seed
+from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
 from filelock import FileLock, Timeout
@@ -361,7 +362,8 @@ class Trainer:
             self.transformer.enable_gradient_checkpointing()
         if self.accelerator.device.type == "cpu":
             # The fused kernel's backward pass is slow there: plain products train 1.3 times as fast
-            self.transformer.set_attention_backend("_native_math")
+            with attention_backend("native"):  # ends with the backend of the process as it was: others keep theirs
+                self.transformer.set_attention_backend("_native_math")
         if config.compile:  # before it is sharded, which changes the classes by which blocks are found
             torch._dynamo.config.recompile_limit = max(_PARTITIONS, torch._dynamo.config.recompile_limit)
             self.transformer.compile_repeated_blocks(dynamic=False)

@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.modeling_utils import ModelMixin
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -179,8 +178,7 @@ def _activations(
     dim = model.config.num_attention_heads * model.config.attention_head_dim
     memory = () if partition.drop_references else tuple(map(len, partition.references))
     groups = ViewGroups(memory, tuple(map(len, partition.targets)))
-    with attention_backend("native"):  # whatever this process has set: other kernels keep their scores
-        block, layers = _saved_by_a_block(model, config, len(shown), tokens, groups), model.config.num_layers
+    block, layers = _saved_by_a_block(model, config, len(shown), tokens, groups), model.config.num_layers
     if config.gradient_checkpointing:
         inputs = len(shown) * tokens * dim * _width(config)
         return {"inputs of blocks": scenes * layers * inputs, "one block's activations": scenes * block}
