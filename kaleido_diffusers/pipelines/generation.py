@@ -36,7 +36,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..geometry.cameras import farthest_views
 from ..geometry.views import ShownFrame, ViewGeometry, Views
-from ..models.latents import encode_views, latent_channels
+from ..models.latents import compression, encode_views, latent_channels
 from ..models.reference_cache import KaleidoReferenceCache
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
@@ -46,12 +46,14 @@ from .memory import Encode, ViewMemory
 __all__ = [
     "GENERATION_ORDERS",
     "JOINS_MEMORY",
+    "OUTPUT_TYPES",
     "as_asked",
     "branch",
     "check_autoencoder",
     "check_count",
     "check_group_options",
     "check_guidance",
+    "check_output_type",
     "check_prediction_type",
     "check_size",
     "check_targets",
@@ -72,6 +74,7 @@ __all__ = [
 
 GENERATION_ORDERS = ("given", "nearest", "anchors")
 JOINS_MEMORY = ("all", "first", "none")
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 Scheduler = Any  # RectifiedFlowViewScheduler, or one of these of diffusers':
 
@@ -93,6 +96,16 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
 
 
+def check_output_type(output_type: str) -> None:
+    """Raises `ValueError` for a form that views cannot take.
+
+    Args:
+        output_type (`str`): as in [`KaleidoViewSynthesisPipeline`].
+    """
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+
+
 def check_guidance(guidance_scale: float) -> None:
     """Raises `ValueError` for guidance away from the references.
 
@@ -105,14 +118,18 @@ def check_guidance(guidance_scale: float) -> None:
         )
 
 
-def check_size(height: int, width: int, multiple: int) -> None:
-    """Raises `ValueError` for views that are no whole number of tokens.
+def check_size(transformer: KaleidoTransformer3DModel, vae: ModelMixin | None, height: int, width: int) -> None:
+    """Raises `ValueError` for an autoencoder that does not fit, see [`check_autoencoder`], and for views that are no
+    whole number of tokens.
 
     Args:
+        transformer ([`KaleidoTransformer3DModel`]): of the pipeline.
+        vae (`ModelMixin`, *optional*): of the pipeline.
         height (`int`): of the views in pixels.
         width (`int`): likewise.
-        multiple (`int`): pixels along a side of a token.
     """
+    check_autoencoder(transformer, vae)
+    multiple = compression(vae) * transformer.config["patch_size"]
     if height % multiple or width % multiple or height < 1 or width < 1:
         raise ValueError(f"`height` and `width` must be multiples of {multiple}, got {height} and {width}.")
 

@@ -245,8 +245,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             callback_on_step_end_tensor_inputs (`list[str]`): as in a call.
         """
         self.check_memory_inputs(height, width, max_memory_views)
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+        generation.check_output_type(output_type)
         generation.check_group_options(
             views_per_group, max_memory_views, generation_order, joins_memory, num_samples, use_reference_cache
         )
@@ -267,8 +266,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             width (`int`): as in a call.
             max_memory_views (`int`, *optional*): as in a call.
         """
-        generation.check_autoencoder(self.transformer, self.vae)
-        generation.check_size(height, width, self.vae_scale_factor * self.transformer.config.patch_size)
+        generation.check_size(self.transformer, self.vae, height, width)
         if max_memory_views is not None:
             generation.check_count("max_memory_views", max_memory_views)
 

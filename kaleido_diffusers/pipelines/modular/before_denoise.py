@@ -17,7 +17,7 @@
 from functools import partial
 
 import torch
-from diffusers.modular_pipelines import ModularPipelineBlocks, PipelineState
+from diffusers.modular_pipelines import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
 from ...geometry.cameras import Cameras
@@ -26,7 +26,7 @@ from ..generation import check_group_options, check_targets, make_noise, order_g
 from ..inputs import prepare_view_inputs
 from ..memory import SceneMemories, ViewMemory
 from .encoders import ATTENTION_KWARGS, USE_REFERENCE_CACHE
-from .modular_pipeline import TRANSFORMER, VAE, KaleidoModularPipeline
+from .modular_pipeline import TRANSFORMER, VAE, KaleidoBlock, KaleidoModularPipeline
 
 
 __all__ = [
@@ -54,10 +54,8 @@ _TARGETS = InputParam(
 )
 
 
-class KaleidoPrepareTargetsStep(ModularPipelineBlocks):
+class KaleidoPrepareTargetsStep(KaleidoBlock):
     """Targets alone, for a memory."""
-
-    model_name = "kaleido"
 
     @property
     def description(self) -> str:
@@ -76,12 +74,8 @@ class KaleidoPrepareTargetsStep(ModularPipelineBlocks):
     def intermediate_outputs(self) -> list[OutputParam]:
         return [OutputParam("targets", type_hint=ViewGeometry, description="Where and when targets are, `[B, M]`.")]
 
-    @torch.no_grad()
-    def __call__(
-        self, components: KaleidoModularPipeline, state: PipelineState
-    ) -> tuple[KaleidoModularPipeline, PipelineState]:
-        """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
-        block_state = self.get_block_state(state)
+    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+        """From the inputs to the outputs in `block_state`. Not read: `components`."""
         memory, poses, lens = block_state.memory, block_state.target_poses, block_state.target_intrinsics
         check_targets(memory.shown, poses, block_state.target_times)
         if lens is None and memory.lens is not None and not isinstance(poses, Cameras):
@@ -90,14 +84,10 @@ class KaleidoPrepareTargetsStep(ModularPipelineBlocks):
         times, size = block_state.target_times, (memory.height, memory.width)
         views = prepare_view_inputs(none, None, poses, None, lens, None, None, times, *size)
         block_state.targets = views.targets
-        self.set_block_state(state, block_state)
-        return components, state
 
 
-class KaleidoOrderTargetsStep(ModularPipelineBlocks):
+class KaleidoOrderTargetsStep(KaleidoBlock):
     """Which targets are denoised together, and in which order."""
-
-    model_name = "kaleido"
 
     @property
     def description(self) -> str:
@@ -124,12 +114,8 @@ class KaleidoOrderTargetsStep(ModularPipelineBlocks):
     def intermediate_outputs(self) -> list[OutputParam]:
         return [GROUPS]
 
-    @torch.no_grad()
-    def __call__(
-        self, components: KaleidoModularPipeline, state: PipelineState
-    ) -> tuple[KaleidoModularPipeline, PipelineState]:
-        """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
-        block_state = self.get_block_state(state)
+    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+        """From the inputs to the outputs in `block_state`. Not read: `components`."""
         scenes, targets = block_state.memory.scenes, block_state.memory.shown.show(block_state.targets)
         order, count, samples = block_state.generation_order, block_state.views_per_group, block_state.num_samples
         check_group_options(
@@ -141,14 +127,10 @@ class KaleidoOrderTargetsStep(ModularPipelineBlocks):
             block_state.use_reference_cache,
         )
         block_state.groups = order_groups(scenes, targets, order, count, samples)
-        self.set_block_state(state, block_state)
-        return components, state
 
 
-class KaleidoPrepareLatentsStep(ModularPipelineBlocks):
+class KaleidoPrepareLatentsStep(KaleidoBlock):
     """Noise for each target; it belongs to a target wherever that comes in the order."""
-
-    model_name = "kaleido"
 
     @property
     def description(self) -> str:
@@ -172,25 +154,17 @@ class KaleidoPrepareLatentsStep(ModularPipelineBlocks):
     def intermediate_outputs(self) -> list[OutputParam]:
         return [OutputParam("noise", type_hint=torch.Tensor, description="`[R, M, C, h, w]`.")]
 
-    @torch.no_grad()
-    def __call__(
-        self, components: KaleidoModularPipeline, state: PipelineState
-    ) -> tuple[KaleidoModularPipeline, PipelineState]:
-        """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
-        block_state = self.get_block_state(state)
+    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+        """With `components`, from the inputs to the outputs in `block_state`."""
         memory, ratio = block_state.memory, components.vae_scale_factor
         shape = (len(memory), len(block_state.targets), block_state.num_samples)
         shape += (components.transformer.out_channels, memory.height // ratio, memory.width // ratio)
         noise = make_noise(shape, block_state.latents, block_state.generator, components._execution_device)
         block_state.noise = noise.transpose(1, 2).flatten(0, 1)
-        self.set_block_state(state, block_state)
-        return components, state
 
 
-class KaleidoPartSamplesStep(ModularPipelineBlocks):
+class KaleidoPartSamplesStep(KaleidoBlock):
     """A memory for each sample, which grows; the one that was encoded stays as it is."""
-
-    model_name = "kaleido"
 
     @property
     def description(self) -> str:
@@ -208,12 +182,8 @@ class KaleidoPartSamplesStep(ModularPipelineBlocks):
     def intermediate_outputs(self) -> list[OutputParam]:
         return [OutputParam("row_memories", type_hint=list[ViewMemory], description="One for each row, `[R]`.")]
 
-    @torch.no_grad()
-    def __call__(
-        self, components: KaleidoModularPipeline, state: PipelineState
-    ) -> tuple[KaleidoModularPipeline, PipelineState]:
-        """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
-        block_state = self.get_block_state(state)
+    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+        """With `components`, from the inputs to the outputs in `block_state`."""
         encode = partial(components.encode_memory, attention_kwargs=block_state.attention_kwargs)
         block_state.row_memories = part_samples(
             block_state.memory.scenes,
@@ -221,5 +191,3 @@ class KaleidoPartSamplesStep(ModularPipelineBlocks):
             encode if block_state.use_reference_cache else None,
             keep=True,
         )
-        self.set_block_state(state, block_state)
-        return components, state

@@ -15,22 +15,20 @@
 """Latents to views."""
 
 import torch
-from diffusers.modular_pipelines import ModularPipelineBlocks, PipelineState
+from diffusers.modular_pipelines import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
 from ...models.latents import decode_views
-from ..generation import as_asked
+from ..generation import as_asked, check_output_type
 from .before_denoise import GROUPS, MEMORY, NUM_SAMPLES
-from .modular_pipeline import IMAGE_PROCESSOR, VAE, KaleidoModularPipeline
+from .modular_pipeline import IMAGE_PROCESSOR, VAE, KaleidoBlock, KaleidoModularPipeline
 
 
 __all__ = ["KaleidoDecodeStep"]
 
 
-class KaleidoDecodeStep(ModularPipelineBlocks):
+class KaleidoDecodeStep(KaleidoBlock):
     """Group by group, as they were denoised: so many views pass through the autoencoder at once."""
-
-    model_name = "kaleido"
 
     @property
     def description(self) -> str:
@@ -54,15 +52,10 @@ class KaleidoDecodeStep(ModularPipelineBlocks):
     def intermediate_outputs(self) -> list[OutputParam]:
         return [OutputParam.template("images", note="in the order of the targets")]
 
-    @torch.no_grad()
-    def __call__(
-        self, components: KaleidoModularPipeline, state: PipelineState
-    ) -> tuple[KaleidoModularPipeline, PipelineState]:
-        """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
-        block_state = self.get_block_state(state)
+    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+        """With `components`, from the inputs to the outputs in `block_state`."""
         latents, memory, device = block_state.denoised_latents, block_state.memory, components._execution_device
-        if block_state.output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {block_state.output_type!r}.")
+        check_output_type(block_state.output_type)
         views = latents
         if block_state.output_type != "latent":
             rows = torch.arange(len(latents)).unsqueeze(-1)
@@ -72,5 +65,3 @@ class KaleidoDecodeStep(ModularPipelineBlocks):
         block_state.images = as_asked(
             components.image_processor, views, block_state.output_type, memory.is_batch, block_state.num_samples
         )
-        self.set_block_state(state, block_state)
-        return components, state

@@ -17,15 +17,14 @@
 from functools import partial
 from typing import Any
 
-import torch
-from diffusers.modular_pipelines import ModularPipelineBlocks, PipelineState
+from diffusers.modular_pipelines import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
 from ...geometry.views import ShownFrame, ViewGeometry, Views
-from ..generation import check_autoencoder, check_count, check_size, remember
+from ..generation import check_count, check_size, remember
 from ..inputs import prepare_references, prepare_view_inputs
 from ..memory import SceneMemories
-from .modular_pipeline import TRANSFORMER, VAE, KaleidoModularPipeline
+from .modular_pipeline import TRANSFORMER, VAE, KaleidoBlock, KaleidoModularPipeline
 
 
 __all__ = ["KaleidoEncodeReferencesStep", "KaleidoPrepareReferencesStep", "KaleidoPrepareViewsStep"]
@@ -64,10 +63,8 @@ _PREPARED = [
 ]
 
 
-class KaleidoPrepareViewsStep(ModularPipelineBlocks):
+class KaleidoPrepareViewsStep(KaleidoBlock):
     """References and targets together: with one reference, the targets decide on the unit of the scene."""
-
-    model_name = "kaleido"
 
     @property
     def description(self) -> str:
@@ -91,12 +88,8 @@ class KaleidoPrepareViewsStep(ModularPipelineBlocks):
         targets = OutputParam("targets", type_hint=ViewGeometry, description="Where and when targets are, `[B, M]`.")
         return [*_PREPARED, targets]
 
-    @torch.no_grad()
-    def __call__(
-        self, components: KaleidoModularPipeline, state: PipelineState
-    ) -> tuple[KaleidoModularPipeline, PipelineState]:
-        """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
-        block_state = self.get_block_state(state)
+    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+        """With `components`, from the inputs to the outputs in `block_state`."""
         views = prepare_view_inputs(
             block_state.reference_images,
             block_state.poses,
@@ -114,14 +107,10 @@ class KaleidoPrepareViewsStep(ModularPipelineBlocks):
             views.is_batch,
         )
         block_state.shown = ShownFrame.of(views.geometry, len(views.references), block_state.camera_scale)
-        self.set_block_state(state, block_state)
-        return components, state
 
 
-class KaleidoPrepareReferencesStep(ModularPipelineBlocks):
+class KaleidoPrepareReferencesStep(KaleidoBlock):
     """References of one scene alone, for targets to come: the largest distance between two of them is the unit."""
-
-    model_name = "kaleido"
 
     @property
     def description(self) -> str:
@@ -139,12 +128,8 @@ class KaleidoPrepareReferencesStep(ModularPipelineBlocks):
     def intermediate_outputs(self) -> list[OutputParam]:
         return _PREPARED
 
-    @torch.no_grad()
-    def __call__(
-        self, components: KaleidoModularPipeline, state: PipelineState
-    ) -> tuple[KaleidoModularPipeline, PipelineState]:
-        """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
-        block_state = self.get_block_state(state)
+    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+        """With `components`, from the inputs to the outputs in `block_state`."""
         block_state.references = prepare_references(
             block_state.reference_images,
             block_state.poses,
@@ -157,14 +142,10 @@ class KaleidoPrepareReferencesStep(ModularPipelineBlocks):
         block_state.shown = ShownFrame.of(
             block_state.references, len(block_state.references), block_state.camera_scale
         )
-        self.set_block_state(state, block_state)
-        return components, state
 
 
-class KaleidoEncodeReferencesStep(ModularPipelineBlocks):
+class KaleidoEncodeReferencesStep(KaleidoBlock):
     """References to a memory that any number of runs can use."""
-
-    model_name = "kaleido"
 
     @property
     def description(self) -> str:
@@ -191,12 +172,8 @@ class KaleidoEncodeReferencesStep(ModularPipelineBlocks):
     def intermediate_outputs(self) -> list[OutputParam]:
         return [OutputParam("memory", type_hint=SceneMemories, description="What targets may attend to.")]
 
-    @torch.no_grad()
-    def __call__(
-        self, components: KaleidoModularPipeline, state: PipelineState
-    ) -> tuple[KaleidoModularPipeline, PipelineState]:
-        """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
-        block_state = self.get_block_state(state)
+    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+        """With `components`, from the inputs to the outputs in `block_state`."""
         limit, references = block_state.max_memory_views, block_state.references
         if limit is not None:
             check_count("max_memory_views", limit)
@@ -208,13 +185,10 @@ class KaleidoEncodeReferencesStep(ModularPipelineBlocks):
         cameras = references.cameras if len(scenes) == 1 and len(references) else None
         lens = None if cameras is None else cameras[0, :1]
         block_state.memory = SceneMemories(scenes, block_state.is_batch, height, width, block_state.shown, lens)
-        self.set_block_state(state, block_state)
-        return components, state
 
 
 def _checked_size(components: KaleidoModularPipeline, height: int | None, width: int | None) -> tuple[int, int]:
     default: Any = components.default_sample_size
     height, width = height or default, width or default
-    check_autoencoder(components.transformer, components.vae)
-    check_size(height, width, components.vae_scale_factor * components.transformer.config.patch_size)
+    check_size(components.transformer, components.vae, height, width)
     return height, width

@@ -28,7 +28,7 @@ from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.guiders.guider_utils import GuiderOutput, rescale_noise_cfg
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders import AutoencoderKL
-from diffusers.modular_pipelines import ModularPipeline
+from diffusers.modular_pipelines import BlockState, ModularPipeline, ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec
 from diffusers.pipelines.pipeline_loading_utils import _fetch_class_library_tuple
 
@@ -50,6 +50,7 @@ __all__ = [
     "SCHEDULER",
     "TRANSFORMER",
     "VAE",
+    "KaleidoBlock",
     "KaleidoGuidance",
     "KaleidoModularPipeline",
     "write_modular_index",
@@ -204,6 +205,25 @@ class KaleidoModularPipeline(ModularPipeline, KaleidoLoraLoaderMixin):
         spec.type_hint, spec.default_creation_method = type(self.guider), "from_pretrained"
         library, name = _fetch_class_library_tuple(self.guider)
         self.register_to_config(guider=(library, name, self._component_spec_to_dict(spec)))
+
+
+class KaleidoBlock(ModularPipelineBlocks):
+    """A block of ours: it says what it does in [`~KaleidoBlock.run`], on inputs that were fetched for it."""
+
+    model_name = "kaleido"
+
+    @torch.no_grad()
+    def __call__(
+        self, components: KaleidoModularPipeline, state: PipelineState
+    ) -> tuple[KaleidoModularPipeline, PipelineState]:
+        """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
+        block_state = self.get_block_state(state)
+        self.run(components, block_state)
+        self.set_block_state(state, block_state)
+        return components, state
+
+    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+        """With `components`, from the inputs to the outputs in `block_state`. Each block has its own."""
 
 
 def write_modular_index(
