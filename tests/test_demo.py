@@ -32,10 +32,11 @@ from kaleido_diffusers import (
 from kaleido_diffusers.bundled import resolve_checkpoint
 from kaleido_diffusers.captures.export import write_colmap
 from kaleido_diffusers.captures.pictures import frustum_corners, upright_axes
+from kaleido_diffusers.demo import examples
 from kaleido_diffusers.demo.app import DemoApp
 from kaleido_diffusers.demo.captures import SAMPLES, Capture, load_sample
 from kaleido_diffusers.demo.downloads import write_files
-from kaleido_diffusers.demo.examples import example_result, example_wish
+from kaleido_diffusers.demo.examples import example_result, example_wish, write_example
 from kaleido_diffusers.demo.limits import Limits, Stopped, in_background
 from kaleido_diffusers.demo.plot import space_figure
 from kaleido_diffusers.demo.posing import pose_photos
@@ -557,7 +558,7 @@ def test_photos_are_chosen_and_the_camera_is_dragged(sample, tmp_path):
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_examples_are_the_models_own(name, pipe):
+def test_examples_are_the_models_own(name, pipe, monkeypatch, tmp_path):
     """The first views, once more: `python examples/make_demo_results.py` makes them anew for another checkpoint."""
     capture = load_sample(name, 128)
     kept = example_result(name, capture, LIMITS)
@@ -567,8 +568,12 @@ def test_examples_are_the_models_own(name, pipe):
     for progress in generate(pipe, capture, kept.plan, kept.wish, cancelled):
         if progress.news is not None:
             cancelled.set()
-    for view, own in zip(progress.news.views, kept.views):
-        assert np.abs(np.int16(view) - np.int16(own)).mean() < 3, "run examples/make_demo_results.py"
+    made = progress.news.views
+    monkeypatch.setattr(examples, "_FOLDER", tmp_path)
+    with PIL.Image.open(write_example(name, made)) as strip:  # JPEG alone costs 3 grey levels
+        again = np.int16(strip)
+    own = np.concatenate([np.int16(view) for view in kept.views[: len(made)]], axis=1)
+    assert np.abs(again - own).mean() < 0.5, "run examples/make_demo_results.py"
 
 
 def test_work_in_the_background_is_heard_and_ended():

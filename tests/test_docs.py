@@ -132,7 +132,7 @@ def test_commands_and_python_run(page, tmp_path):
     code, mine = [DRIVER], furnish(tmp_path / "mine")
     places = [(mine, words) for documented in block_commands(page) for words in as_run(documented)]
     for number, documented in enumerate(text_commands(page)):
-        own = furnish(tmp_path / f"text{number}")
+        own = mine if serves(documented) else furnish(tmp_path / f"text{number}")  # served is what the blocks made
         places += [(own, words) for words in as_run(documented)]
     for folder, words in places:
         if words[:2] in (["kaleido", "poses"], ["kaleido", "convert"]):  # which write no folder over

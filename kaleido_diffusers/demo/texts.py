@@ -77,6 +77,7 @@ TOKEN = """() => {
 }"""
 
 SPEED = """speed => {
+  window.kaleidoSpeed = speed;
   document.querySelectorAll("#film video").forEach(video => { video.playbackRate = speed; });
 }"""
 
@@ -122,6 +123,10 @@ function kaleidoDragged(event) {
   }, 100);
 }
 for (const end of ["mouseup", "touchend"]) document.addEventListener(end, kaleidoDragged, {capture: true});
+function kaleidoPlays(event) {  // a player that Gradio drew again would begin at normal speed
+  if (event.target.closest("#film")) event.target.playbackRate = window.kaleidoSpeed || 1;
+}
+document.addEventListener("play", kaleidoPlays, {capture: true});
 new MutationObserver(kaleidoNames).observe(document, {subtree: true, childList: true, characterData: true});
 </script>
 """
