@@ -12,8 +12,8 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/kaleido render sample --trajectory keyframes --views 16 --output renders
 
 # Lint and the tests that a commit must pass, in as many processes of one thread as there are cores. A file stays in one
-# process: its tests share what they have built.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# process: its tests share what they have built. The files are taken in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-dev lint
 	$(PYTEST) -m "not slow"

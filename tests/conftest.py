@@ -1,11 +1,12 @@
+import multiprocessing
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 
@@ -20,10 +21,20 @@ from kaleido_diffusers import (  # noqa: E402
     KaleidoTransformer3DModel,
     KaleidoViewSynthesisPipeline,
     RectifiedFlowViewScheduler,
+    cli,
 )
 
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+DEAREST = ("docs", "demo_browser", "trainer", "hub", "kept", "reconstruction", "viewer", "demo", "registration")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The dearest files come first, so that no process is left with one of them when the others have ended."""
+    place = {f"test_{name}": number for number, name in enumerate(DEAREST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -167,32 +178,107 @@ def torchrun() -> list[str]:
     return [*launch, "--master-port", str(free_port())]
 
 
+# Processes of tests are forked from one that has imported everything already, which takes a new interpreter seconds.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [f"kaleido_diffusers.cli.{verb}" for verb in ("evaluate", "info", "lora", "poses", "render", "shard", "train")]
+    + ["test_parallel", "test_sharding", "test_trainer"]
+)
+
+
+def places(size: int) -> list[dict[str, str]]:
+    """What each process of a group finds in its environment, as from torchrun."""
+    group = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [{"RANK": str(number), "LOCAL_RANK": str(number), **group} for number in range(size)]
+
+
+def _run_command(
+    words: Sequence[str], cwd: Path | None, env: dict[str, str], said: Connection, all_said: bool
+) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
+    torch.set_num_threads(1)
+    out = said.fileno() if all_said else os.open(os.devnull, os.O_WRONLY)
+    os.dup2(out, 1)
+    os.dup2(said.fileno(), 2)
+    os.chdir(cwd or ".")
+    os.environ.update(env)
+    sys.argv = ["kaleido", *words]
+    sys.exit(cli.main())
+
+
+class Command:
+    """`kaleido WORDS` in a process of its own, which tests can kill and interrupt.
+
+    Its `output` is what it says on standard error, or with `all_said` there and on standard output.
+    """
+
+    def __init__(
+        self, *words: str, cwd: Path | None = None, env: dict[str, str] | None = None, all_said: bool = False
+    ):
+        reads, writes = FORKS.Pipe(duplex=False)
+        self._process = FORKS.Process(target=_run_command, args=(words, cwd, env or {}, writes, all_said))
+        self._process.start()
+        writes.close()
+        self.output = open(os.dup(reads.fileno()), "rb", buffering=0)
+        reads.close()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+        self._process.join()
+
+    def rest(self, timeout: float = 120) -> str:
+        """What it has still said, when it has ended."""
+        said = b""
+        while wait([self.output], timeout) and (block := self.output.read(65536)):
+            said += block
+        self._process.join(timeout)
+        assert self.returncode is not None, f"goes on after {timeout} seconds: {said.decode()}"
+        return said.decode()
+
+
+@contextmanager
+def started(*words: str, **options) -> Iterator[Command]:
+    """A [`Command`], which is ended in any case."""
+    command = Command(*words, **options)
+    try:
+        yield command
+    finally:
+        command.kill()
+        command.output.close()
+
+
+def ended(*commands: AbstractContextManager[Command]) -> list[str]:
+    """What commands that work side by side have said; all must end well."""
+    with ExitStack() as stack:
+        running = [stack.enter_context(command) for command in commands]
+        said = [command.rest() for command in running]
+        assert [command.returncode for command in running] == [0] * len(running), "".join(said)[-3000:]
+    return said
+
+
 @contextmanager
 def served_command(
     arguments: Sequence[str], announced: str, cwd: Path | None = None
 ) -> Iterator[tuple[str, list[str]]]:
     """The address of a page that a command of `kaleido` serves, the group of `announced` in what it prints, and all
     that it says. Ends it as Ctrl-C would, and checks that it ends well."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kaleido_diffusers.cli", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells let background jobs ignore it
-    )
-    said = []
-    try:
-        for line in process.stdout:
-            said.append(line)
-            if found := re.search(announced, line):
+    with started(*arguments, cwd=cwd, all_said=True) as command:
+        said = []
+        for line in iter(command.output.readline, b""):
+            said.append(line.decode())
+            if found := re.search(announced, said[-1]):
                 yield found.group(1), said
                 break
         else:
             raise AssertionError("".join(said))
-        process.send_signal(signal.SIGINT)
-        said.append(process.communicate(timeout=60)[0])
-        assert process.returncode == 0 and "Traceback" not in said[-1], "".join(said)
-    finally:
-        process.kill()
+        command.send_signal(signal.SIGINT)
+        said.append(command.rest(60))
+        assert command.returncode == 0 and "Traceback" not in said[-1], "".join(said)

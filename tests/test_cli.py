@@ -1,6 +1,7 @@
 """The commands that a newcomer runs."""
 
 import importlib
+import inspect
 import json
 import os
 import re
@@ -12,10 +13,11 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+import conftest
 import PIL.Image
 import pytest
 import torch
-from conftest import make_pipeline
+from conftest import make_pipeline, started
 from tqdm import tqdm
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, cli, load_scene, sample_capture
@@ -163,20 +165,14 @@ def test_what_a_run_will_take_grows_with_what_is_asked(checkpoint):
 
 def test_ctrl_c_ends_poses_at_once(tmp_path):
     pytest.importorskip("pycolmap")
-    command = [sys.executable, "-m", "kaleido_diffusers.cli", "poses", f"{sample_capture()}/images"]
-    process = subprocess.Popen(
-        [*command, "--output", str(tmp_path / "out")],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in the background
-    )
-    said = ""
-    while "finding features" not in said:  # COLMAP computes
-        said += process.stderr.read(1)
-    process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait(60) == 130 and f"stopped. The same command goes on with what {tmp_path / 'out'} holds." in rest
+    with started("poses", f"{sample_capture()}/images", "--output", str(tmp_path / "out")) as process:
+        said = b""
+        while b"finding features" not in said:  # COLMAP computes
+            said += process.output.read(1)
+        process.send_signal(signal.SIGINT)
+        rest = process.rest(60)
+    assert process.returncode == 130
+    assert f"stopped. The same command goes on with what {tmp_path / 'out'} holds." in rest
     assert "placing photos" not in rest
 
 
@@ -283,7 +279,8 @@ def test_bundled_checkpoints_go_by_name(tmp_path, capsys):
 def test_continuous_integration_fails_where_no_browser_is_found(tmp_path):
     test = tmp_path / "test_page_browser.py"
     test.write_text("import pytest\n\n\n@pytest.mark.skip(reason='no browser')\ndef test_page():\n    pass\n")
-    (tmp_path / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
+    hook = inspect.getsource(conftest.pytest_sessionfinish)
+    (tmp_path / "conftest.py").write_text(f"import os\nimport pytest\n\n\n{hook}")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
     root = str(Path(__file__).parents[1])
     for environment, status in (({"CI": "true"}, 1), ({"CI": ""}, 0)):

@@ -1,5 +1,6 @@
 """The README and the pages of docs/ are true: their commands and their Python run, their files exist."""
 
+import json
 import re
 import shlex
 import shutil
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {page.name: page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 SHORTER = {  # the same commands in seconds: the last of two equal options counts
     "kaleido render": "--views 2 --steps 1",
-    "kaleido lora": "--steps 2 --batch 1 --views 4 --denoising-steps 1",
+    "kaleido lora": "--steps 2 --batch 1 --views 4 --denoising-steps 1 --scored-references 3",
     "kaleido shard": "--scenes 3 --views 10 --size 16 --samples 1",
     "kaleido train": "--steps 2 --size 16 --scenes 8 --render-samples 1 --validation-scenes 1 --no-compile",
     "kaleido evaluate": "--scenes 2 --steps 1",
@@ -107,9 +108,12 @@ def serves(words: list[str]) -> bool:
 
 
 DRIVER = f"""
-import os, runpy, shutil, subprocess, sys
+import importlib, json, os, runpy, subprocess, sys, traceback
 from pathlib import Path
 from kaleido_diffusers import cli
+
+for verb in ("convert", "evaluate", "info", "lora", "poses", "push", "render", "shard", "train"):
+    importlib.import_module(f"kaleido_diffusers.cli.{{verb}}")
 
 def run(folder, words):
     os.chdir(folder)
@@ -124,12 +128,45 @@ def run(folder, words):
         module = [sys.executable, "-m", "kaleido_diffusers.cli"]
         program = module if words[0] == "kaleido" else [Path(sys.executable).with_name(words[0])]
         subprocess.run(program + words[1:], check=True)
+
+for line in sys.stdin:
+    code, log = json.loads(line)
+    child = os.fork()
+    if not child:
+        status, stream = 1, os.open(log, os.O_WRONLY | os.O_CREAT)
+        os.dup2(stream, 1)
+        os.dup2(stream, 2)
+        try:
+            exec(code)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        server.tokens = {"yours": "you"}
+        yield server
+
+
+@pytest.fixture(scope="module")
+def driver(hub, tmp_path_factory):
+    """A process that has imported everything, with the Hub on loopback. Each page runs in a fork of it."""
+    env = client(hub, tmp_path_factory.mktemp("home"), "yours") | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", DRIVER]
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_and_python_run(page, tmp_path):
-    code, mine = [DRIVER], furnish(tmp_path / "mine")
+def test_commands_and_python_run(page, driver, hub, tmp_path):
+    code, mine = [], furnish(tmp_path / "mine")
     places = [(mine, words) for documented in block_commands(page) for words in as_run(documented)]
     for number, documented in enumerate(text_commands(page)):
         own = mine if serves(documented) else furnish(tmp_path / f"text{number}")  # served is what the blocks made
@@ -144,12 +181,11 @@ def test_commands_and_python_run(page, tmp_path):
         (mine / name).symlink_to(ROOT / name)  # `hf upload` is run from the repository's root
     code += [f"os.chdir({str(mine)!r})", *blocks(page, "python")]
     assert all(sum(map(bool, block.splitlines())) < 15 for block in blocks(page, "python")), "short enough to read"
-    with HubServer() as server:
-        server.tokens = {"yours": "you"}
-        env = client(server, tmp_path / "home", "yours") | {"PYTHONPATH": str(ROOT)}
-        run = subprocess.run([sys.executable, "-c", "\n".join(code)], env=env, capture_output=True, text=True)
-        spaces = [sorted(repo.commits[repo.branches["main"]]) for repo in server.repos.values() if repo.is_space]
-    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+    before = set(hub.repos)
+    print(json.dumps(["\n".join(code), str(tmp_path / "log")]), file=driver.stdin, flush=True)
+    assert driver.stdout.readline() == "0\n", (tmp_path / "log").read_text()
+    made = [repo for name, repo in hub.repos.items() if name not in before]
+    spaces = [sorted(repo.commits[repo.branches["main"]]) for repo in made if repo.is_space]
     for files in spaces:
         assert {"app.py", "README.md", "requirements.txt", "kaleido_diffusers/__init__.py"} <= set(files)
     assert len(spaces) == (page == "serving.md")

@@ -7,15 +7,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import av
 import pytest
 import torch
-from conftest import make_pipeline
+from conftest import make_pipeline, started
 from PIL import Image
 from test_trainer import arguments, assert_same, make_config, weights
 
@@ -32,9 +30,6 @@ from kaleido_diffusers.files import (
 from kaleido_diffusers.geometry.cameras import Cameras
 from kaleido_diffusers.training.checkpoints import latest_checkpoint
 from kaleido_diffusers.training.loop import Trainer
-
-
-KALEIDO = [sys.executable, "-m", "kaleido_diffusers.cli"]
 
 
 @pytest.fixture
@@ -61,29 +56,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@contextmanager
-def started(*words: str, **options):
-    """A command, which is ended in any case."""
-    process = subprocess.Popen(
-        [*KALEIDO, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        **options,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
 def wait_for(condition, process, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.returncode is None, process.rest()
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -213,9 +189,9 @@ def test_a_second_trainer_in_the_same_folder_is_refused(tmp_path):
     with started(*arguments(tmp_path / "run", **options)) as first:
         wait_for(lambda: latest_checkpoint(tmp_path / "run"), first)
         with started(*arguments(tmp_path / "run", **options)) as second:
-            _, said = second.communicate(timeout=120)
+            said = second.rest()
         assert second.returncode == 1 and "Another trainer works in" in said and "Traceback" not in said
-        assert first.poll() is None
+        assert first.returncode is None
         first.kill()
     Trainer(make_config(tmp_path / "run", steps=1, save_every=1))  # and a killed one leaves no lock behind
     with Trainer(make_config(tmp_path / "run", **options))._folder_locked():
@@ -227,7 +203,7 @@ def test_ctrl_c_saves_the_step_and_the_same_command_goes_on(tmp_path):
     with started(*arguments(tmp_path / "run", **options)) as process:
         wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists(), process)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        said = process.rest(60)
     assert process.returncode == 130 and "Traceback" not in said
     step = int(latest_checkpoint(tmp_path / "run").name.removeprefix("checkpoint-"))
     assert 0 < step < 1000 and f"kaleido: stopped. Step {step} is saved" in said
@@ -315,10 +291,10 @@ def test_an_interrupted_flight_keeps_what_it_had_under_a_name_that_says_so(tmp_p
     words = render(tmp_path, base, "--targets", "none", "--views", "400", "--steps", "6", "--generation-order", order)
     with started(*words) as process:
         bar = b""
-        while not re.search(rb"\b(2[4-9]|[3-9]\d)\.\d/400 views", bar) and process.poll() is None:
-            bar += os.read(process.stderr.fileno(), 4096)
+        while not re.search(rb"\b(2[4-9]|[3-9]\d)\.\d/400 views", bar) and process.returncode is None:
+            bar += process.output.read(4096)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=120)
+        said = process.rest()
     assert process.returncode == 130 and "Traceback" not in said, said
     count = int(re.search(r"stopped\. (\d+) of 400 views are in .*_interrupted\.mp4", said).group(1))
     assert count % 4 == 0 and 16 <= count < 400
@@ -335,7 +311,7 @@ def test_kills_leave_nothing_half_in_a_flight_and_its_export(tmp_path, base):
     dice, ended = random.Random(0), False
     for _ in range(6):
         with started(*words) as process:
-            wait_for(lambda: list(tmp_path.iterdir()) or process.poll() == 0, process, 60)
+            wait_for(lambda: list(tmp_path.iterdir()) or process.returncode == 0, process, 60)
             time.sleep(dice.random() * 0.4)
             process.kill()
         for file in tmp_path.glob("*.mp4"):

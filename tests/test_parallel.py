@@ -3,16 +3,16 @@
 import os
 import re
 import subprocess
-import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
 import torch.distributed as dist
-from conftest import free_port, make_model, make_pipeline, torchrun
+from conftest import ended, free_port, make_model, make_pipeline, places, started, torchrun
 from diffusers import ContextParallelConfig
+
+from kaleido_diffusers import cli
 
 
 def start(rank: int, world_size: int, port: int, folder: str, work) -> None:
@@ -29,7 +29,7 @@ def start(rank: int, world_size: int, port: int, folder: str, work) -> None:
 def on_two_ranks(folder: Path, work) -> list:
     """What `work(rank)` returns on each of two gloo ranks."""
     port = free_port()
-    torch.multiprocessing.spawn(start, (2, port, str(folder), work), nprocs=2)
+    torch.multiprocessing.start_processes(start, (2, port, str(folder), work), 2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -115,26 +115,27 @@ def test_groups_that_do_not_depend_on_each_other_are_shared_out(tmp_path):
     assert [sizes for _, sizes in second] == [[2] * 6, [2] * 4]
 
 
-def test_render_over_two_processes_writes_what_one_writes(tmp_path):
-    make_pipeline().save_pretrained(tmp_path / "pipeline")
-    words = ["-m", "kaleido_diffusers.cli", "render", "sample", "--checkpoint", "pipeline", "--targets", "none"]
-    words += ["--trajectory", "orbit", "--views", "9", "--steps", "2", "--export", "transforms"]
-    words += ["--generation-order", "anchors", "--dtype", "float32", "--joins-memory"]
+def test_render_over_two_processes_writes_what_one_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_pipeline().save_pretrained("pipeline")
+    words = ["render", "sample", "--checkpoint", "pipeline", "--targets", "none", "--trajectory", "orbit"]
+    words += ["--views", "9", "--steps", "2", "--export", "transforms", "--generation-order", "anchors"]
+    words += ["--dtype", "float32", "--joins-memory"]
+    assert cli.main([*words, "first", "--output", "one"]) == 0
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    run = partial(subprocess.run, cwd=tmp_path, env=env, capture_output=True, text=True)
-    one = run([sys.executable, *words, "first", "--output", "one"])
-    assert one.returncode == 0, one.stderr
-    two = run([*torchrun(), *words, "first", "--output", "two"])
+    command = [*torchrun(), "-m", "kaleido_diffusers.cli", *words, "first", "--output", "two"]
+    two = subprocess.run(command, env=env, capture_output=True, text=True)
     assert two.returncode == 0, two.stderr
-    assert two.stdout.replace("two/", "one/") == one.stdout  # said once
-    frames = [sorted((tmp_path / name).glob("*/images/*.png")) for name in ("one", "two")]
+    assert two.stdout.replace("two/", "one/") == capsys.readouterr().out  # said once
+    frames = [sorted(Path(name).glob("*/images/*.png")) for name in ("one", "two")]
     assert len(frames[0]) == 6 + 9 and [x.name for x in frames[0]] == [x.name for x in frames[1]]
     for ours, theirs in zip(*([np.asarray(PIL.Image.open(x), int) for x in each] for each in frames)):
         assert abs(ours - theirs).max() <= 1
     words[words.index("float32")] = "auto"
-    measured = run([*torchrun(), *words, "none", "--output", "measured"])
-    assert (
-        measured.returncode == 0 and len(re.findall(r"pipeline: (?:float32|bfloat16) on cpu\n", measured.stdout)) == 1
-    )
-    refused = run([*torchrun(), *words, "all", "--output", "three"])
-    assert refused.returncode != 0 and "groups wait for each other" in refused.stderr
+    measured = [*words, "none", "--output", "measured"]
+    said = ended(*(started(*measured, cwd=tmp_path, env=place, all_said=True) for place in places(2)))
+    assert len(re.findall(r"pipeline: (?:float32|bfloat16) on cpu\n", "".join(said))) == 1
+    refused = [started(*words, "all", "--output", "three", cwd=tmp_path, env=place) for place in places(2)]
+    with refused[0] as first, refused[1] as second:
+        for command in (first, second):
+            assert "groups wait for each other" in command.rest() and command.returncode == 1

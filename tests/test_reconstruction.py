@@ -1,12 +1,8 @@
 """Photos and videos without poses: cameras are found, and what cannot work is said."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -15,7 +11,7 @@ import PIL.Image
 import PIL.ImageFilter
 import pytest
 import torch
-from conftest import shared
+from conftest import ended, shared, started
 
 from kaleido_diffusers import Cameras, cli, load_scene
 from kaleido_diffusers.captures.images import CaptureError
@@ -96,21 +92,17 @@ def test_a_finished_run_does_nothing_and_other_photos_are_refused(kermit, tmp_pa
 def test_a_killed_run_goes_on(stage, kermit, tmp_path):
     """Killed in each stage, it keeps what is in the database, and ends with the cameras of a run that was not."""
     output = tmp_path / "capture"
-    command = [sys.executable, "-m", "kaleido_diffusers.cli", "poses", str(shared("captures/kermit/images"))]
-    command += ["--output", str(output), "--threads", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    seen = b""
-    while not re.search(rb"%s: +[1-9]\d*%%" % stage.encode(), seen):
-        block = os.read(process.stderr.fileno(), 4096)
-        assert block, seen.decode()
-        seen += block
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
+    words = ["poses", str(shared("captures/kermit/images")), "--output", str(output), "--threads", "1"]
+    with started(*words) as process:
+        seen = b""
+        while not re.search(rb"%s: +[1-9]\d*%%" % stage.encode(), seen):
+            block = process.output.read(4096)
+            assert block, seen.decode()
+            seen += block
     assert not (output / "report.json").exists()
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0 and "11 of 11" in again.stdout
-    begun = dict(re.findall(r"(\w+ \w+): +(\d+)%", again.stderr)[::-1])  # the first figure of each bar
+    (again,) = ended(started(*words, all_said=True))
+    assert "11 of 11" in again
+    begun = dict(re.findall(r"(\w+ \w+): +(\d+)%", again)[::-1])  # the first figure of each bar
     assert int(begun["finding features"]) >= 72, "eight of eleven were there"
     assert stage == "finding features" or int(begun["matching pairs"]) >= 90
     torch.testing.assert_close(

@@ -2,7 +2,6 @@
 checkpoints and what comes out."""
 
 import json
-import multiprocessing
 import os
 import time
 import traceback
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import free_port
+from conftest import FORKS, free_port, places
 from test_trainer import MODEL, make_config
 from torch.distributed.tensor import DTensor
 
@@ -65,8 +64,7 @@ def flat(tensors: dict, prefix: str = "") -> dict[str, torch.Tensor]:
 def started(number: int, size: int, ports: list[int], runs: list[tuple]) -> None:
     """A process of a group, which trains one run after the other. The trainer ends the group behind each."""
     torch.set_num_threads(1)
-    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update(places(size)[number])
     try:
         for port, (kind, *arguments) in zip(ports, runs):
             os.environ["MASTER_PORT"] = str(port)
@@ -80,10 +78,8 @@ def started(number: int, size: int, ports: list[int], runs: list[tuple]) -> None
 
 def processes(size: int, *runs: tuple) -> list:
     """So many processes that train the `runs`, forked from one that has imported all already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "kaleido_diffusers.training.loop", "test_trainer"])
     ports = [free_port() for _ in runs]
-    group = [context.Process(target=started, args=(number, size, ports, list(runs))) for number in range(size)]
+    group = [FORKS.Process(target=started, args=(number, size, ports, list(runs))) for number in range(size)]
     for process in group:
         process.start()
     return group

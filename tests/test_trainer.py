@@ -3,9 +3,7 @@
 import json
 import os
 import random
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import make_pipeline, torchrun
+from conftest import ended, make_pipeline, places, started, torchrun
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from safetensors.torch import load_file
 
@@ -139,33 +137,24 @@ def test_with_default_settings_it_resumes_to_the_same_weights(tmp_path, lora):
 def test_killed_five_times_it_ends_in_the_same_weights(tmp_path):
     """SIGKILL at random moments, also inside the writing of a checkpoint."""
     options = {"steps": 60, "save_every": 1, "keep": 3}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def start(folder: Path) -> subprocess.Popen:
-        command = [sys.executable, "-m", "kaleido_diffusers.cli", *arguments(folder, **options)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0, whole.stderr.read().decode()[-3000:]
+    Trainer(make_config(tmp_path / "whole", **options)).train()
     dice, killed, inside = random.Random(0), 0, 0
     while killed < 5:
         before = latest_checkpoint(tmp_path / "killed")
-        process = start(tmp_path / "killed")
-        deadline = time.monotonic() + 120
-        while latest_checkpoint(tmp_path / "killed") == before and time.monotonic() < deadline:
-            assert process.poll() is None, process.stderr.read().decode()[-3000:]
-            time.sleep(0.002)
-        if killed % 2:  # in the middle of a checkpoint
-            while not list((tmp_path / "killed").glob(".checkpoint-*.part")) and process.poll() is None:
-                time.sleep(0.0005)
-        else:
-            time.sleep(dice.random())
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with started(*arguments(tmp_path / "killed", **options)) as process:
+            deadline = time.monotonic() + 120
+            while latest_checkpoint(tmp_path / "killed") == before and time.monotonic() < deadline:
+                assert process.returncode is None, process.rest()[-3000:]
+                time.sleep(0.002)
+            if killed % 2:  # in the middle of a checkpoint
+                while not list((tmp_path / "killed").glob(".checkpoint-*.part")) and process.returncode is None:
+                    time.sleep(0.0005)
+            else:
+                time.sleep(dice.random())
+            process.kill()
         inside += bool(list((tmp_path / "killed").glob(".checkpoint-*.part")))
         killed += 1
-    last = start(tmp_path / "killed")
-    assert last.wait() == 0, last.stderr.read().decode()[-3000:]
+    ended(started(*arguments(tmp_path / "killed", **options)))
     assert inside >= 1, "at least one kill came inside the writing of a checkpoint"
     assert_same(tmp_path / "whole", tmp_path / "killed")
 
@@ -175,12 +164,9 @@ def test_two_processes_have_the_losses_of_one(tmp_path, rates):
     """Data parallel over gloo on the CPU. Muon orthogonalises in bfloat16, which makes much of the last bit of a
     gradient (1.7e-5 after 5 steps at a rate of 0.02), hence its gentle rate here."""
     options = {"steps": 6, "save_every": 100, "data": ("object", "video"), **rates}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     losses = {}
-    for name, front in (("two", torchrun()), ("one", [sys.executable])):
-        command = [*front, "-m", "kaleido_diffusers.cli", *arguments(tmp_path / name, **options)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr[-3000:]
+    for name, size in (("two", 2), ("one", 1)):
+        ended(*(started(*arguments(tmp_path / name, **options), env=place) for place in places(size)))
         lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         losses[name] = torch.tensor([line["loss"] for line in lines if "loss" in line])
     assert len(losses["one"]) == 6
