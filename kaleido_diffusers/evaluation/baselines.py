@@ -69,13 +69,17 @@ def _sweep(images, cameras: Cameras, target: Cameras, weight, fill, num_planes: 
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) + 0.5 for n in (height, width)), indexing="ij")
     pixels = torch.stack([x, y], dim=-1).reshape(-1, 2)
     depth = float(looking_distances(cameras, target[None]))
+    # Where the references see a point of a ray is linear in its depth: (x, y, 1) times the depth there
+    from_world = cameras.intrinsics @ cameras.camera_from_world[:, :3]
+    rays = target.unproject(pixels, torch.ones(len(pixels), dtype=torch.float64)) - target.centers
+    start = (from_world[:, :, :3] @ target.centers + from_world[:, :, 3]).unsqueeze(1)
+    step = rays @ from_world[:, :, :3].mT
+    size = cameras.image_sizes.flip(-1)[:, None]
     best_cost = torch.full((height, width), torch.inf, dtype=torch.float32)
     best_color = fill.clone()
     for inverse in torch.linspace(4.0, 0.25, num_planes, dtype=torch.float64) / depth:
-        points = target.unproject(pixels, torch.full((len(pixels),), 1 / inverse, dtype=torch.float64))
-        seen, depths = cameras.project(points.expand(len(cameras), -1, 3))
-        size = cameras.image_sizes.flip(-1)[:, None]
-        grid = (2 * seen / size - 1).float().view(len(cameras), height, width, 2)
+        seen, depths = (start + step / inverse).split([2, 1], dim=-1)
+        grid = (2 * seen / depths / size - 1).float().view(len(cameras), height, width, 2)
         valid = (grid.abs() <= 1).all(-1) & (depths > 0).view(len(cameras), height, width)
         warped = F.grid_sample(images, grid.clamp(-2, 2), align_corners=False, padding_mode="border")
         share = weight[:, None, None] * valid
