@@ -225,6 +225,7 @@ def test_farthest_views_spread():
     assert farthest_views(distances, 1, chosen=[0]) == [4]
     with pytest.raises(ValueError, match="between 0 and 5"):
         farthest_views(distances, 6)
+    assert farthest_views(torch.zeros(3, 3), 3) == [0, 1, 2], "no view twice where all stand in one place"
 
 
 # Bad input

@@ -241,6 +241,31 @@ def test_one_view_with_a_timestep_of_its_own():
     torch.testing.assert_close(moved, torch.full_like(x, 0.75))
 
 
+def test_heun_lets_a_view_that_has_arrived_be_while_another_is_corrected():
+    """From 1 by the slopes 2 and 4: a view at sigma 0.5 arrives at 0 at once, one at sigma 1 moves by their mean."""
+    scheduler = RectifiedFlowViewScheduler(solver="heun")
+    scheduler.set_timesteps(2)
+    x = torch.ones(1, 2)
+    predicted = scheduler.step(torch.full_like(x, 2.0), torch.tensor([[500.0, 1000.0]]), x).prev_sample
+    assert predicted.tolist() == [[0.0, 0.0]]
+    corrected = scheduler.step(torch.full_like(x, 4.0), torch.tensor([[0.0, 500.0]]), predicted).prev_sample
+    assert corrected.tolist() == [[0.0, -0.5]]
+
+
+def test_heun_waits_for_no_corrector_behind_the_last_step():
+    scheduler = RectifiedFlowViewScheduler(solver="heun")
+    scheduler.set_timesteps(1)
+    x = torch.full((1, 2), 3.0)
+    for _ in range(2):
+        moved = scheduler.step(torch.ones_like(x), torch.tensor([[1000.0, 1000.0]]), x).prev_sample
+        assert moved.tolist() == [[2.0, 2.0]]
+
+
+def test_the_dynamic_shift_multiplies_the_static_one():
+    scheduler = RectifiedFlowViewScheduler(shift=3.0, use_dynamic_shifting=True, base_image_seq_len=256)
+    assert scheduler.calculate_mu(1024) == pytest.approx(math.log(3 * 2))
+
+
 @pytest.mark.parametrize(
     "call, message",
     [

@@ -74,6 +74,23 @@ def test_targets_of_a_group_share_their_noise_level():
     assert (t[:, 1] == t[:, 2]).all() and (t[:, 2] != t[:, 3]).all() and (t[0] != t[1])[1:].all()
 
 
+def test_each_row_is_noised_by_its_own_generator():
+    """Noise levels of the groups first, `sigmoid(0.8 + normal)`, then the noise."""
+    batch = make_batch()
+    spy = Spy(lambda x, t, kwargs: torch.zeros_like(x[:, 2:]))
+    generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+    partition = ViewPartition(((0, 1),), ((2,), (3, 4)))
+    rectified_flow_loss(spy, RectifiedFlowViewScheduler(), batch, partition, generators)
+    hidden_states, timestep, _ = spy.calls[0]
+    for row, seed in enumerate((7, 8)):
+        again = torch.Generator().manual_seed(seed)
+        sigma = torch.sigmoid(0.8 + torch.randn(1, 2, generator=again))[0, [0, 1, 1]]
+        noise = torch.randn(1, 3, *batch.pixels.shape[2:], generator=again)[0]
+        torch.testing.assert_close(timestep[row, 2:], 1000 * sigma)
+        share = sigma[:, None, None, None]
+        torch.testing.assert_close(hidden_states[row, 2:], (1 - share) * batch.pixels[row, 2:] + share * noise)
+
+
 def test_dropped_references_still_set_frame_and_unit():
     spy = Spy(lambda x, t, kwargs: torch.zeros_like(x))
     batch = make_batch()
@@ -116,6 +133,8 @@ def test_partitions_cover_every_view_once_and_every_kind_comes():
     assert {max(map(len, p.targets)) for p in drawn} >= {1, 2, 4}
     dropped = sum(p.drop_references for p in drawn) / sum(bool(p.references) for p in drawn)
     assert 0.06 < dropped < 0.14
+    ordered = [draw_partition(7, generator, num_references=3, ordered_references=1.0) for _ in range(100)]
+    assert {tuple(map(len, p.references)) for p in ordered} == {(1, 2), (2, 1), (1, 1, 1)}
     fixed = draw_partition(7, generator, num_references=3, ordered_references=0.0, target_group_sizes=(1,))
     assert len(fixed.references) == 1 and fixed.num_references == 3 and len(fixed.targets) == 4
     with pytest.raises(ValueError, match="between 0 and 6"):
