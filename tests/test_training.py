@@ -166,6 +166,10 @@ def test_every_parameter_has_one_optimizer():
     for name, p in model.named_parameters():
         is_projection = "transformer_blocks" in name and p.ndim == 2 and "table" not in name
         assert (id(p) in muon) == is_projection, name
+    for p in list(model.parameters())[1:]:
+        p.requires_grad_(False)
+    groups = [group for optimizer in make_optimizers(model, kind="adamw") for group in optimizer.param_groups]
+    assert [id(p) for group in groups for p in group["params"]] == [id(next(model.parameters()))], "not what is frozen"
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
@@ -194,6 +198,21 @@ def test_the_first_step_of_adamw_is_its_rate():
     for name, p in model.named_parameters():
         if p.ndim != 2 or "transformer_blocks" not in name or "table" in name:
             torch.testing.assert_close(p, before[name] - 0.02, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_the_second_step_of_adamw_remembers_the_first(kind):
+    """Gradients of 1 and 3: nine tenths of the mean and 99 hundredths of the square are kept."""
+    model = torch.nn.ModuleDict({"transformer_blocks": torch.nn.Linear(2, 2)})
+    torch.nn.init.zeros_(model["transformer_blocks"].bias)
+    optimizers = make_optimizers(model, other_lr=1.0, kind=kind)
+    for gradient in (1.0, 3.0):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, gradient)
+        for optimizer in optimizers:
+            optimizer.step()
+    mean, square = (0.9 * 0.1 * 1 + 0.1 * 3) / 0.19, (0.99 * 0.01 * 1 + 0.01 * 9) / 0.0199
+    torch.testing.assert_close(model["transformer_blocks"].bias, torch.full((2,), -1.0 - mean / square**0.5))
 
 
 def overfit(output: Path, *arguments: str) -> dict:
