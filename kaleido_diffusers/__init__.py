@@ -12,7 +12,8 @@ from ._version import __version__
 
 
 if TYPE_CHECKING:
-    from diffusers import ModelMixin, SchedulerMixin
+    from diffusers.models.modeling_utils import ModelMixin
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
     from .bundled import bundled_checkpoint, sample_capture
     from .captures.readers import load_scene

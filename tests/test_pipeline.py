@@ -1,5 +1,6 @@
 """The pipeline with real tiny components: what comes out, in which order, from which memory."""
 
+import math
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch._dynamo.testing import CompileCounter
 
 from kaleido_diffusers import Cameras, KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
 from kaleido_diffusers.geometry.views import ViewGeometry
+from kaleido_diffusers.pipelines.generation import order_targets, set_timesteps
 
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -317,6 +319,31 @@ def test_orders_of_generation(pipe):
     anchors = pipe.order_targets(references, targets, "anchors", 2)
     assert anchors[:2] == [2, 4] and sorted(anchors) == [0, 1, 2, 3, 4]
     assert pipe.order_targets(line([]), targets, "nearest", 2)[0] == 0
+
+
+def test_what_is_nearest_counts_from_all_that_is_known():
+    """From a reference at 0: first what stands at 1, then -1.2, which is nearer to the reference than 2.3 to 1."""
+
+    def on_a_line(*places: float) -> ViewGeometry:
+        poses = torch.eye(4).repeat(1, len(places), 1, 1)
+        poses[0, :, 0, 3] = torch.tensor(places)
+        return ViewGeometry(poses)
+
+    assert order_targets(on_a_line(0.0), on_a_line(2.3, 1.0, -1.2), "nearest", 4) == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "scheduler, targets, shift",
+    [
+        (RectifiedFlowViewScheduler(use_dynamic_shifting=True, base_image_seq_len=512), 4, 0.5 * math.log(1024 / 512)),
+        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 1, 0.5),  # 256 tokens: its `base_shift`
+        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 16, 1.15),  # 4096: its `max_shift`
+    ],
+)
+def test_schedules_shift_with_the_tokens_of_a_group(scheduler, targets, shift):
+    """Views of 64 x 64 in patches of 4 are 256 tokens. The middle of two steps moves from logit 0 to the shift."""
+    timesteps = set_timesteps(scheduler, 4, torch.zeros(1, targets, 3, 64, 64), 2, None)
+    torch.testing.assert_close(timesteps, torch.tensor([1000.0, 1000 / (1 + math.exp(-shift))]))
 
 
 def test_no_references_at_all(pipe):

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from ..captures.images import CaptureError
 from ..captures.posing.reconstruction import estimate_poses, find_photos
@@ -63,7 +64,7 @@ class Poses(PosesSettings):
                 print(f"wrote {output / name}")
         say_next("lora", output)
 
-    def _photos(self, output: Path) -> tuple[list[Path], str]:
+    def _photos(self, output: Path) -> tuple[list[Path], Literal["auto", "exhaustive", "sequential"]]:
         """The photos in their order, and how to match them."""
         if self.photos.is_dir():
             return find_photos(self.photos), self.matching

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import torch
@@ -239,7 +240,7 @@ def model_index(run: dict, rows: Sequence[dict]) -> str:
         titles = {"psnr": "PSNR", "ssim": f"SSIM {protocol.ssim}", "lpips": f"LPIPS {run['lpips']}"}
         for metric, title in titles.items():
             if math.isfinite(row[metric]):
-                shared = {"task_type": "image-to-image", "task_name": "Novel view synthesis"}
+                shared: dict[str, Any] = {"task_type": "image-to-image", "task_name": "Novel view synthesis"}
                 shared |= {"dataset_type": protocol.name, "dataset_name": name}
                 value = round(row[metric], 4)
                 results.append(EvalResult(metric_type=metric, metric_name=title, metric_value=value, **shared))

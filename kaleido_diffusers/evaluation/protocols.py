@@ -141,9 +141,9 @@ def framing(height: int, width: int, protocol: Protocol) -> tuple[tuple[int, int
         return (rows, columns), (0, 0), (rows, columns)
     scale = max(rows / height, columns / width)
     if protocol.fit == "cover_up":
-        resized = tuple(math.ceil(round(side * scale, 6)) for side in (height, width))
+        resized = math.ceil(round(height * scale, 6)), math.ceil(round(width * scale, 6))
         return resized, (resized[0] // 2 - rows // 2, resized[1] // 2 - columns // 2), (rows, columns)
-    resized = tuple(round(side * scale) for side in (height, width))
+    resized = round(height * scale), round(width * scale)
     return resized, ((resized[0] - rows) // 2, (resized[1] - columns) // 2), (rows, columns)
 
 
@@ -156,11 +156,11 @@ def framed(image: PIL.Image.Image, camera: Cameras, protocol: Protocol) -> tuple
         camera (`Cameras` of shape `[]`): its own.
         protocol ([`Protocol`]): whose recipe to take.
     """
-    resized, (top, left), (height, width) = framing(image.height, image.width, protocol)
-    if resized != (image.height, image.width):
-        image = image.resize(resized[::-1], _FILTERS[protocol.filter])
+    (rows, columns), (top, left), (height, width) = framing(image.height, image.width, protocol)
+    if (rows, columns) != (image.height, image.width):
+        image = image.resize((columns, rows), _FILTERS[protocol.filter])
     image = image.crop((left, top, left + width, top + height))
-    return image, camera.resized(*resized).cropped(top, left, height, width)
+    return image, camera.resized(rows, columns).cropped(top, left, height, width)
 
 
 def _eschernet(name: str, layout: str, scenes: Sequence[str], needs: str, **options) -> Protocol:

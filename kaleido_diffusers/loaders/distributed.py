@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 
@@ -34,7 +34,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class DistributedReader(dcp.FileSystemReader):
+class DistributedReader(FileSystemReader):
     """
     torch would unpickle the metadata of a folder, and what in it is no tensor. Here an unpickler that knows only the
     classes of that metadata reads it, and only tensors are asked for, which torch loads by `weights_only`.

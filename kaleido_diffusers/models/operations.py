@@ -99,7 +99,7 @@ def sampling_operations(
         width (`int`, *optional*):
             Its width, likewise.
     """
-    size = {"height": height, "width": width}
+    size: dict[str, Any] = {"height": height, "width": width}
     limit = max_memory_views or num_references + num_targets
     groups, total = [min(num_references, limit)] if num_references else [], 0
     encoded = 0  # memory groups in the cache

@@ -209,7 +209,8 @@ def _fitted(image, height: int, width: int) -> tuple[torch.Tensor, tuple[int, in
     if isinstance(image, PIL.Image.Image) and image.width * image.height > REDUCED_PIXELS:
         return fit_image(image, height, width), (image.height, image.width)
     tensor = as_image_tensor(image)
-    return fit_views(tensor, None, height, width)[0], tuple(tensor.shape[-2:])
+    rows, columns = tensor.shape[-2:]
+    return fit_views(tensor, None, height, width)[0], (rows, columns)
 
 
 def _cameras(poses, target_poses, intrinsics, target_intrinsics, fov, sizes, default_size) -> Cameras:

@@ -17,12 +17,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 
 
 __all__ = ["RectifiedFlowViewScheduler", "RectifiedFlowViewSchedulerOutput"]
@@ -76,6 +76,10 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
     """
 
     _compatibles = []
+    if TYPE_CHECKING:
+
+        @property
+        def config(self) -> Any: ...  # the arguments by their names, which diffusers types as a plain `dict`
 
     @register_to_config
     def __init__(
@@ -332,7 +336,7 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
                 Device of the sigmas.
         """
         device_of_noise = device if generator is None else generator.device
-        source = dict(generator=generator, device=device_of_noise, dtype=torch.float32)
+        source: dict[str, Any] = dict(generator=generator, device=device_of_noise, dtype=torch.float32)
         if self.config.training_distribution == "uniform":
             return (1 - torch.rand(batch_size, num_groups, **source)).to(device)
         logits = torch.randn(batch_size, num_groups, **source).to(device)

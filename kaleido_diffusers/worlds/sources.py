@@ -31,8 +31,11 @@ __all__ = [
     "open_source",
 ]
 
+Level = Literal["object", "scene", "mixed"]
+Kind = Literal["views", "video", "moving"]
+
 # What users call the synthetic worlds: level and kind of [`SyntheticSource`].
-SYNTHETIC_KINDS = {
+SYNTHETIC_KINDS: dict[str, tuple[Level, Kind]] = {
     "object": ("object", "views"),
     "scene": ("scene", "views"),
     "mixed": ("mixed", "views"),
@@ -61,8 +64,8 @@ class SyntheticSource:
 
     def __init__(
         self,
-        level: Literal["object", "scene", "mixed"] = "mixed",
-        kind: Literal["views", "video", "moving"] = "views",
+        level: Level = "mixed",
+        kind: Kind = "views",
         split: str = "train",
         num_scenes: int = 1000,
         num_views: int = 12,
@@ -72,7 +75,8 @@ class SyntheticSource:
         samples: int = 3,
         device: str = "cpu",
     ):
-        self.level, self.kind, self.num_scenes, self.num_views = level, kind, num_scenes, num_views
+        self.level: Level = level
+        self.kind, self.num_scenes, self.num_views = kind, num_scenes, num_views
         self.size, self.spread, self.max_solids, self.samples, self.device = size, spread, max_solids, samples, device
         if split not in SPLITS:
             raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
