@@ -11,11 +11,13 @@ from pathlib import Path
 
 
 __all__ = [
+    "OR_OVERWRITE",
     "DiskFullError",
     "check_room",
     "file_digest",
     "folder_updated_whole",
     "folder_written_whole",
+    "refuse_existing",
     "remove_folder",
     "sync_files",
     "write_json",
@@ -26,6 +28,9 @@ __all__ = [
 _NEARLY_FULL = (
     1 << 20
 )  # bytes: writers that do not say why they failed did so for want of room, if this little is left
+
+
+OR_OVERWRITE = "name another output, or pass --overwrite, which replaces it."  # ends what refuses to write over
 
 
 class DiskFullError(OSError):
@@ -100,6 +105,17 @@ def folder_updated_whole(path: Path) -> Iterator[Path]:
         else:
             part.mkdir(parents=True)
         yield part
+
+
+def refuse_existing(*paths: Path) -> None:
+    """Raises `FileExistsError`, with what to do, if there is something already where somebody is about to write.
+
+    Args:
+        paths (`Path`): of files or folders.
+    """
+    for path in paths:
+        if path.exists():
+            raise FileExistsError(f"{path} exists already: {OR_OVERWRITE}")
 
 
 def remove_folder(path: Path) -> None:

@@ -17,7 +17,7 @@ import conftest
 import PIL.Image
 import pytest
 import torch
-from conftest import make_pipeline, started
+from conftest import make_pipeline, shared, started
 from tqdm import tqdm
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, cli, load_scene, sample_capture
@@ -127,7 +127,7 @@ def test_a_single_photo_is_flown_around(checkpoint, tmp_path, capsys):
 def test_a_new_run_leaves_no_old_views(checkpoint, tmp_path, capsys):
     arguments = f"render sample --checkpoint {checkpoint} --references 2 --steps 1 --output {tmp_path}"
     for targets, names in (("1,2", ["0001.png", "0002.png"]), ("3", ["0003.png"])):
-        assert cli.main([*arguments.split(), "--targets", targets]) == 0
+        assert cli.main([*arguments.split(), "--targets", targets, "--overwrite"]) == 0
         assert sorted(path.name for path in (tmp_path / "sample_views").iterdir()) == names
     said = capsys.readouterr()
     follows = f"next: kaleido render sample --targets none --trajectory keyframes --checkpoint {checkpoint}"
@@ -176,12 +176,14 @@ def test_ctrl_c_ends_poses_at_once(tmp_path):
     assert "placing photos" not in rest
 
 
-def test_from_photos_to_a_film_by_the_commands_that_are_printed(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("photos_of", ["skull", pytest.param("kermit", marks=pytest.mark.slow)])
+def test_from_photos_to_a_film_by_the_commands_that_are_printed(photos_of, tmp_path, capsys, monkeypatch):
     """`poses`, then what each prints as the next, with few steps."""
     pytest.importorskip("pycolmap")
     monkeypatch.chdir(tmp_path)
     photos = tmp_path / "photos"
-    shutil.copytree(Path(sample_capture("skull")) / "images", photos)
+    capture = Path(sample_capture("skull")) if photos_of == "skull" else shared("captures/kermit")
+    shutil.copytree(capture / "images", photos)
     first = ["poses", "photos"]
     quick = {"lora": "--steps 1 --denoising-steps 1 --scored-references 1 --validation-photos 0 --rank 2 --batch 1"}
     quick["render"] = "--steps 1 --views 2"
@@ -251,6 +253,21 @@ def test_standard_error_is_for_what_we_say():
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0 and "kaleido-tiny" in result.stdout
     assert all(line.startswith("kaleido: ") for line in result.stderr.splitlines()), result.stderr
+
+
+def test_training_and_rendering_say_only_what_is_ours(checkpoint, tmp_path):
+    words = f"lora sample --checkpoint {checkpoint} --steps 1 --batch 1 --views 3 --rank 2 --denoising-steps 1"
+    words += f" --scored-references 1 --validation-photos 0 --dtype bfloat16 --output {tmp_path / 'run'}"
+    for _ in range(2):
+        program = [sys.executable, "-m", "kaleido_diffusers.cli", *words.split()]
+        result = subprocess.run(program, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        ours = ("kaleido: ", "generating: ", "scenes: ")
+        for line in filter(None, map(str.strip, re.split(r"[\r\n]|\x1b\[A", result.stderr))):
+            assert line.startswith(ours) or re.match(r"\d+%\|", line), line
+        follows = result.stdout.splitlines()[-1].removeprefix("next: kaleido ")
+        assert f"--checkpoint {checkpoint} --lora {tmp_path / 'run/adapter'}" in follows
+        words = f"{follows} --targets 1 --steps 1 --output {tmp_path}"
 
 
 def test_settings_of_a_verb_are_its_work_s():

@@ -508,7 +508,7 @@ def test_absent_and_foreign_things(state, tmp_path, capsys):
     error = refused(capsys, tmp_path / "x.safetensors", tmp_path / "out", "--weights", "ema")
     assert "holds no ema weights" in error
     (tmp_path / "there").mkdir()
-    assert "nothing is written over" in refused(capsys, tmp_path / "x.safetensors", tmp_path / "there")
+    assert "there exists already" in refused(capsys, tmp_path / "x.safetensors", tmp_path / "there")
     index = tmp_path / "x.safetensors.index.json"
     for shard, message in (
         ("y.safetensors", "files that are missing: y.safetensors"),

@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Words after `kaleido`; those of the process when not given.
     """
     warnings.showwarning = _show_warning
+    # Norms keep float32 weights on purpose, also where all else is bfloat16
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words  # of every verb, and no setting of any
     words = [word for word in words if word != "--debug"]
@@ -79,6 +81,10 @@ def _verb(settings: Any) -> Verb:
     name = next(name for name, kind in VERBS.items() if kind is type(settings))
     with _silent_libraries():
         module = import_module(f".{name}", __name__)
+        from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.disable_progress_bar()  # of the files of a pipeline, which load in a moment
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(_is_news)
     return getattr(module, name.capitalize())(**vars(settings))
 
 
@@ -93,6 +99,11 @@ def _silent_libraries() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that attention backends are experimental, at each training."""
+    return not str(record.msg).startswith("Attention backends are an experimental feature")
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -10,10 +10,9 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import split_torch_state_dict_into_shards
 
 from ..bundled import resolve_checkpoint
-from ..files import folder_written_whole, write_json
+from ..files import folder_written_whole, refuse_existing, write_json
 from ..loaders.base_weights import base_architecture
 from ..loaders.checkpoints import CONFIG_KEY, SCHEDULER_KEY, Checkpoint, read_checkpoint
-from ..loaders.errors import CheckpointError
 from ..loaders.fitting import convert_weights, load_transformer
 from ..loaders.names import read_renames
 from ..loaders.writing import write_safetensors
@@ -23,6 +22,7 @@ from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..pipelines.hub import write_code
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
+from .checkpoint_info import is_checkpoint
 from .loading import say_next
 from .settings import ConvertSettings
 
@@ -34,9 +34,8 @@ CARRIED = ("README.md", "LICENSE", "scores.json")  # of a pipeline folder, besid
 
 class Convert(ConvertSettings):
     def run(self) -> None:
-        if self.output.exists():
-            raise CheckpointError(f"{self.output} exists; nothing is written over.")
         source = resolve_checkpoint(self.source)
+        self._check_output(Path(source))
         renames = None if self.rename is None else read_renames(self.rename)
         checkpoint = read_checkpoint(source, self.weights, renames)
         print(f"{source}: {len(checkpoint.tensors)} tensors, {checkpoint.weights} weights")
@@ -54,6 +53,16 @@ class Convert(ConvertSettings):
             print("  the VAE of the pipeline stays behind: what was written holds the transformer alone")
         print(f"wrote {self.output}")
         say_next("info", self.output)
+
+    def _check_output(self, source: Path) -> None:
+        if not self.overwrite:
+            refuse_existing(self.output)
+        elif source.resolve().is_relative_to(self.output.resolve()):
+            raise ValueError(f"--output {self.output} holds what is to be converted: name another.")
+        elif self.output.exists() and not self.output.is_file() and not _is_written_here(self.output):
+            raise ValueError(
+                f"--output {self.output} is no checkpoint, which alone --overwrite replaces: name another."
+            )
 
     def _pipeline(self, checkpoint: Checkpoint) -> KaleidoViewSynthesisPipeline:
         """The pipeline of a checkpoint, without a VAE; says what is known and what is assumed."""
@@ -74,7 +83,7 @@ class Convert(ConvertSettings):
             parameter.data = parameter.data.to(self._dtype_of(name, "float32" if self.dtype == "keep" else self.dtype))
         vae = load_autoencoder(source).float() if (source / "vae").is_dir() else None
         print("  tracing, which takes minutes")
-        with folder_written_whole(self.output) as part:
+        with folder_written_whole(self.output, replaces=self.overwrite) as part:
             transformer.save_config(part)
             pipe.scheduler.save_config(part)
             for file in export_onnx(part, transformer, vae):
@@ -89,7 +98,7 @@ class Convert(ConvertSettings):
         write_safetensors(self.output, tensors, self._dtypes(tensors), {"format": "pt", **header})
 
     def _write_folder(self, pipe: KaleidoViewSynthesisPipeline, source: Path) -> None:
-        with folder_written_whole(self.output) as part:
+        with folder_written_whole(self.output, replaces=self.overwrite) as part:
             pipe.save_config(part)
             pipe.scheduler.save_pretrained(part / "scheduler")
             pipe.transformer.save_config(part / "transformer")
@@ -103,7 +112,7 @@ class Convert(ConvertSettings):
         tensors = pipe.transformer.state_dict()
         dtypes = self._dtypes(tensors)
         weights = {name: tensor.to(dtypes[name]) for name, tensor in tensors.items()}
-        with folder_written_whole(self.output) as part:
+        with folder_written_whole(self.output, replaces=self.overwrite) as part:
             pipe.scheduler.save_pretrained(part / "scheduler")
             pipe.transformer.save_config(part / "transformer")
             save({"model": weights}, checkpoint_id=part / "state", no_dist=True)
@@ -132,6 +141,11 @@ class Convert(ConvertSettings):
     def _dtype_of(name: str, dtype: str) -> torch.dtype:
         kept = set(KaleidoTransformer3DModel._keep_in_fp32_modules) & set(name.split("."))
         return torch.float32 if kept else getattr(torch, dtype)
+
+
+def _is_written_here(folder: Path) -> bool:
+    """Whether a folder holds what this verb writes."""
+    return is_checkpoint(str(folder)) or (folder / "transformer.onnx").is_file() or not any(folder.iterdir())
 
 
 def _carry_over(source: Path, folder: Path) -> None:

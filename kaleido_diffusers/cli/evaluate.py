@@ -13,7 +13,7 @@ from ..captures.images import save_image
 from ..evaluation.metrics import LPIPS
 from ..evaluation.protocol import EvaluationResult, capture_case, evaluate, synthetic_cases
 from ..evaluation.report import contact_sheet, markdown_table, plot_scores
-from ..files import write_text
+from ..files import refuse_existing, write_text
 from .evaluate_protocol import list_protocols, merge, run_protocol
 from .loading import load_pipeline, say_next
 from .settings import EvaluateSettings
@@ -34,11 +34,13 @@ class Evaluate(EvaluateSettings):
         if self.published.protocol is not None:
             call = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
             call |= {"views_per_group": self.views_per_group}
-            where = (self.checkpoint, self.size, call, self.lpips, self.device, self.output)
+            where = (self.checkpoint, self.size, call, self.lpips, self.device, self.output, self.lora, self.overwrite)
             return run_protocol(self.published, self.data, self.references, *where)
         self._run_own(self.references or (1, 2, 3, 6, 12))
 
     def _run_own(self, references: tuple[int, ...]) -> None:
+        if not self.overwrite:
+            refuse_existing(self.output / "scores.json")
         pipe = None if self.checkpoint == "none" else load_pipeline(self.checkpoint, self.device, lora=self.lora)
         size = self.size or (64 if pipe is None else pipe.default_sample_size)
         most = max(references)
@@ -67,6 +69,8 @@ class Evaluate(EvaluateSettings):
 
     def _write(self, result: EvaluationResult, seconds: float) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
+        for name in ("scores.png", "sheet.png"):  # of an earlier call: these may not be drawn now
+            (self.output / name).unlink(missing_ok=True)
         summary, near_and_far = result.summary(), result.by_distance()
         settings = asdict(self)
         content = {"settings": settings, "seconds": round(seconds, 1), "summary": summary}

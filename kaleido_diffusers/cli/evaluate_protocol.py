@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from ..evaluation.benchmark import BenchmarkRun, RunSettings, check_pixels, make_plan, merge_runs
+from ..evaluation.benchmark import BenchmarkRun, RunSettings, check_pixels, make_plan, merge_runs, remove_run
 from ..evaluation.benchmark_report import write_report
 from ..evaluation.metrics import LPIPS
 from ..evaluation.protocols import PROTOCOLS, Protocol, protocol_named
+from ..files import refuse_existing
 from .loading import load_pipeline
 from .settings import ProtocolOptions
 
@@ -45,6 +46,8 @@ def run_protocol(
     lpips: Path | None,
     device: str,
     output: Path,
+    lora: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """
     Plans, checks, runs and reports.
@@ -59,7 +62,13 @@ def run_protocol(
         lpips (`Path`, *optional*): weights of LPIPS.
         device (`str`): where to run.
         output (`Path`): folder of the run.
+        lora (`str`, *optional*): adapter to add to the checkpoint.
+        overwrite (`bool`, defaults to `False`): start anew where a run is.
     """
+    if overwrite and options.part is not None:
+        raise ValueError("--overwrite and --part: each part would remove the others. Remove the folder yourself.")
+    if not overwrite and not (output / "run.json").is_file():
+        refuse_existing(output / "scores.json")  # of `kaleido evaluate` without a protocol
     protocol, folder = protocol_named(options.protocol), Path(data)
     metric = _lpips(protocol, lpips)
     plan = make_plan(protocol, folder, references or protocol.references, options.splits, options.only)
@@ -67,14 +76,17 @@ def run_protocol(
     _answer(plan.problems, options.allow_partial)
     if not plan.items:
         raise ValueError(f"{data}: nothing of {protocol.name} can be scored; it needs {protocol.needs}.")
-    pipe = None if checkpoint == "none" else load_pipeline(checkpoint, device)
+    pipe = None if checkpoint == "none" else load_pipeline(checkpoint, device, lora=lora)
     if pipe is not None:
         pipe.set_progress_bar_config(disable=True)
         size = size or pipe.default_sample_size
     chosen = {"max_memory_views": options.max_memory_views, "joins_memory": options.joins_memory}
     call = call | {name: value for name, value in chosen.items() if value is not None}
     truth = (options.best_of_looking_at_the_truth, options.sweep_scale_looking_at_the_truth)
-    settings = RunSettings(checkpoint, size, options.seed, *truth, call)
+    scored = checkpoint if lora is None else f"{checkpoint} with {lora}"
+    settings = RunSettings(scored, size, options.seed, *truth, call)
+    if overwrite:  # now that nothing speaks against this run
+        remove_run(output)
     run = BenchmarkRun(protocol, plan, settings, output, None if metric is None else metric.net)
     run.run(pipe, folder, metric, options.part, options.masks, options.pictures)
     _report(output)

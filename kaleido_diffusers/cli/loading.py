@@ -136,6 +136,6 @@ def _base_of(adapter: str) -> str:
     base = resolve_checkpoint(info.base_name)
     if base == info.base_name and "/" not in base and not Path(base).is_dir():
         raise ValueError(
-            f"{adapter}: its base {base!r} neither ships nor lies here. Run the command where its folder lies."
+            f"{adapter}: its base {base!r} neither ships nor lies here. Name both: --checkpoint BASE --lora {adapter}."
         )
     return base

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..bundled import resolve_capture, resolve_checkpoint
+from ..bundled import BUNDLED, resolve_capture, resolve_checkpoint
 from ..captures.images import save_image
 from ..evaluation.protocol import EvaluationCase, capture_case, evaluate
 from ..evaluation.report import contact_sheet, markdown_table
@@ -32,7 +32,7 @@ class Lora(LoraSettings):
         base = resolve_checkpoint(self.checkpoint)
         capture = resolve_capture(self.capture)
         output = self.output or Path("runs") / Path(capture).absolute().name
-        config = self.recipe.settings(capture, output, Path(base), self.capture_options)
+        config = self.recipe.settings(capture, output, Path(base), self.capture_options, self.overwrite)
         trainer = Trainer(config)
         case, rows, pictures = None, [], {}
         if trainer.is_main:  # before the training: whatever scores need is there, or is missed now
@@ -58,7 +58,10 @@ class Lora(LoraSettings):
                 self._save_adapter(part, trainer, result, rows)
         for path in (folder, config.output / "log.jsonl"):
             print(f"wrote {path}")
-        say_next("render", self.capture, checkpoint=folder)
+        if self.recipe.full or self.checkpoint in BUNDLED:
+            say_next("render", self.capture, checkpoint=folder)
+        else:  # an adapter names its base, and not where that lies
+            say_next("render", self.capture, checkpoint=self.checkpoint, lora=folder)
 
     def _case(self, capture: str, size: int) -> EvaluationCase:
         """The test photos, and all training photos as references, the best of them first."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..captures.images import CaptureError
-from ..captures.posing.reconstruction import estimate_poses, find_photos
+from ..captures.posing.reconstruction import estimate_poses, find_photos, remove_run
 from ..captures.posing.video import sharp_frames
 from ..captures.readers.assembly import IMAGE_SUFFIXES
 from .errors import INTERRUPTED
@@ -50,15 +50,18 @@ class Poses(PosesSettings):
     def run(self) -> None:
         check_at_least(self, max_image_size=1, max_features=1, frames=1)
         output = self.output or Path(f"{self.photos.stem or self.photos.absolute().name}-capture")
-        was_finished = (output / "report.json").is_file()
-        with _ending_at_once(f"The same command goes on with what {output} holds."):
+        was_finished = (output / "report.json").is_file() and not self.overwrite
+        again = "The same command" + ", without --overwrite," * self.overwrite
+        with _ending_at_once(f"{again} goes on with what {output} holds."):
+            if self.overwrite:
+                remove_run(output, find_photos(self.photos) if self.photos.is_dir() else [])
             photos, matching = self._photos(output)
             report = estimate_poses(
                 photos, output, matching, self.max_image_size, self.max_features, self.threads, self.seed
             )
         print(report)
         if was_finished:
-            print(f"{output} was finished before: nothing is changed")
+            print(f"{output} was finished before: nothing is changed (--overwrite starts anew)")
         else:
             for name in ("images", "sparse/0", "database.db", "cameras.png", "report.json"):
                 print(f"wrote {output / name}")

@@ -21,7 +21,7 @@ from ..captures.scene import Scene
 from ..evaluation.baselines import nearest_reference
 from ..evaluation.metrics import psnr
 from ..evaluation.report import contact_sheet
-from ..files import folder_written_whole
+from ..files import folder_written_whole, refuse_existing, remove_folder
 from ..geometry.cameras import Cameras
 from ..geometry.choosing import INVENTED, choose_references, seen_share, tour
 from ..geometry.trajectories import camera_path
@@ -108,8 +108,8 @@ class Render(RenderSettings):
         else:
             scene = self.capture_options.load(self.capture)
             targets, references, path = self._views(scene)
-        if self.export != "none" and self._export_folder(scene).exists():
-            raise FileExistsError(f"{self._export_folder(scene)} exists already: it is not written over.")
+        if not self.overwrite:
+            refuse_existing(*self._outputs(scene, bool(targets)))
         on_cpu = self.device == "cpu" or not torch.accelerator.is_available()
         processes = PartialState(cpu=on_cpu)  # before the pipeline: it decides what `cuda` is
         if processes.num_processes > 1 and self.joins_memory == "all":
@@ -131,6 +131,13 @@ class Render(RenderSettings):
             print(f"wrote {path}")
         if written:
             self._say_next()
+
+    def _outputs(self, scene: Scene, has_targets: bool) -> list[Path]:
+        """All that will be written, whatever of it."""
+        paths = [self._sheet(scene), self._views_folder(scene)] if has_targets else []
+        if self.trajectory != "none":
+            paths += [self._film(scene), self._film(scene).with_suffix(".gif")]
+        return paths + ([] if self.export == "none" else [self._export_folder(scene)])
 
     def _say_next(self) -> None:
         same = {"checkpoint": self.checkpoint, "lora": self.lora}
@@ -265,9 +272,8 @@ class Render(RenderSettings):
             "nearest ref.": nearest,
         }
         captions = [f"{score:.1f} dB (nearest {base:.1f})" for score, base in zip(scores, baseline)]
-        sheet = self.output / f"{scene.name}_sheet.png"
-        save_image(contact_sheet(given, rows, captions), sheet)
-        folder = self.output / f"{scene.name}_views"
+        sheet = save_image(contact_sheet(given, rows, captions), self._sheet(scene))
+        folder = self._views_folder(scene)
         with folder_written_whole(folder, replaces=True) as part:  # views of an earlier run do not stay beside these
             part.mkdir()
             for target, view in zip(targets, generated):
@@ -289,12 +295,15 @@ class Render(RenderSettings):
         if groups.is_interrupted:
             # Views that were not reached are of one grey, which none is that was generated
             frames = [frame for frame, view in zip(frames, views) if view.amin() < view.amax()]
-            file = self.output / f"{scene.name}_{self.trajectory}_interrupted.mp4"
+            file = self._film(scene, "_interrupted")
             kept = f"{len(frames)} of {len(views)} views are in {self._video(file, frames)}" if frames else "No view"
             raise KeyboardInterrupt(f"{kept}; the same command starts anew.")
-        for suffix in (".mp4", ".gif"):  # of an interrupted run: its views are in the film now
-            (self.output / f"{scene.name}_{self.trajectory}_interrupted{suffix}").unlink(missing_ok=True)
-        written = [self._video(self.output / f"{scene.name}_{self.trajectory}.mp4", frames)]
+        film = self._video(self._film(scene), frames)
+        for suffix in (".mp4", ".gif"):  # of an interrupted run, whose views are in the film now, or of an earlier one
+            self._film(scene, "_interrupted").with_suffix(suffix).unlink(missing_ok=True)
+            if suffix != film.suffix:
+                film.with_suffix(suffix).unlink(missing_ok=True)
+        written = [film]
         return written + ([] if self.export == "none" else [self._export(scene, references, frames, path)])
 
     def _video(self, file: Path, frames: Sequence[PIL.Image.Image]) -> Path:
@@ -304,6 +313,15 @@ class Render(RenderSettings):
             print(f"{error} Writing a GIF.")
             return write_video(file.with_suffix(".gif"), frames, self.fps)
 
+    def _sheet(self, scene: Scene) -> Path:
+        return self.output / f"{scene.name}_sheet.png"
+
+    def _views_folder(self, scene: Scene) -> Path:
+        return self.output / f"{scene.name}_views"
+
+    def _film(self, scene: Scene, state: str = "") -> Path:
+        return self.output / f"{scene.name}_{self.trajectory}{state}.mp4"
+
     def _export_folder(self, scene: Scene) -> Path:
         return self.output / f"{scene.name}_{self.trajectory}_{self.export}"
 
@@ -312,6 +330,8 @@ class Render(RenderSettings):
         given, cameras = scene.fitted(references, height, width)
         images = [tensor_to_image(view) for view in given] + frames
         cameras = Cameras.cat([cameras, fit_cameras(path, height, width)])
+        if self._export_folder(scene).exists():
+            remove_folder(self._export_folder(scene))
         if self.export == "colmap":
             return write_colmap(self._export_folder(scene), images, cameras, scene.points)
         generated = [False] * len(references) + [True] * len(frames)

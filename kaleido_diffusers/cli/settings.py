@@ -88,6 +88,8 @@ class RenderSettings:
     """A backend of diffusers, such as `flash` or `xformers`."""
     output: Path = Path("renders")
     """Folder for what is written."""
+    overwrite: bool = False
+    """Replace what an earlier call wrote there; else that is refused."""
     yes: bool = False
     """Begin also what will take more than an hour, or more memory than there is."""
 
@@ -101,6 +103,8 @@ class PosesSettings:
     output: Path | None = None
     """Folder for the capture, the name of the photos with `-capture` behind it when not given. A run that was stopped
     goes on there."""
+    overwrite: bool = False
+    """Start anew where a run is; else the same one goes on, and another is refused."""
     matching: Literal["auto", "exhaustive", "sequential"] = "auto"
     """Pairs to match: all of them, or those near in the order and alike. `auto`: all up to 80 photos; sequential for
     more, and for videos."""
@@ -131,6 +135,8 @@ class LoraSettings:
     output: Path | None = None
     """Folder for the adapter, checkpoints and pictures, `runs/` and the capture's name when not given. A run in it is
     resumed."""
+    overwrite: bool = False
+    """Start anew where a run is; else the same one goes on, and another is refused."""
     checkpoint: str = "kaleido-tiny"
     """Pipeline folder (in pixels) to start from, or the name of a bundled checkpoint."""
     capture_options: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
@@ -215,7 +221,9 @@ class EvaluateSettings:
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`."""
     output: Path = Path("runs/evaluation")
-    """Folder for what is written."""
+    """Folder for what is written. A protocol that was stopped goes on there."""
+    overwrite: bool = False
+    """Replace what an earlier call wrote there; else that is refused."""
 
 
 @dataclass
@@ -253,7 +261,9 @@ class ConvertSettings:
     source: Annotated[str, tyro.conf.Positional]
     """What to convert: a file, a folder, or `bundled`."""
     output: Path
-    """A folder, or a file that ends in `.safetensors`. Nothing is written over."""
+    """A folder, or a file that ends in `.safetensors`."""
+    overwrite: bool = False
+    """Replace the checkpoint that is there; else that is refused."""
     format: Literal["diffusers", "distributed"] = "diffusers"
     """What a folder is written for: `distributed` is what sharded training keeps (torch.distributed.checkpoint)."""
     weights: Literal["auto", "raw", "ema"] = "auto"
@@ -356,7 +366,7 @@ class ViewSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; `auto` takes bfloat16 where the device is faster in it, on a CPU by measurement."""
     output: Path = Path("renders")
-    """Folder for flights."""
+    """Folder for flights, which are numbered."""
 
 
 @dataclass
@@ -381,6 +391,8 @@ class ShardSettings:
 
     output: Path
     """Folder for the shards. A run that was stopped goes on there."""
+    overwrite: bool = False
+    """Replace shards that were written with other settings; else those are refused."""
     data: tuple[str, ...] = ("mixed",)
     """A kind of world, folders of captures, or shards; `@FILE` stands for the names in a text file, one a line."""
     assets: tuple[Path, ...] = ()
@@ -433,4 +445,4 @@ class InfoSettings:
     capture_options: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
     """How the capture is read and split."""
     output: Path = Path("renders")
-    """Folder for the pictures."""
+    """Folder for the pictures, which are drawn anew."""

@@ -43,7 +43,8 @@ class Shard(ShardSettings):
 
     def _jobs(self, number: int, count: int) -> Iterator[ShardJob]:
         """The shards of a part, one after the other."""
-        kept = {name: getattr(self, name) for name in ("output", "scenes_per_shard", "vae", "device", "skip_broken")}
+        kept = {name: getattr(self, name) for name in ("output", "overwrite", "scenes_per_shard", "vae")}
+        kept |= {"device": self.device, "skip_broken": self.skip_broken}
         options = self._options()
         for shard, (numbers, places) in enumerate(self._by_shard()):
             if shard % count == number:
@@ -87,7 +88,7 @@ class Shard(ShardSettings):
 
     def _settings(self, numbers: range) -> dict[str, Any]:
         """What decides a shard, for its record."""
-        free = ("output", "first", "scenes", "device", "data", "processes", "part", "index")
+        free = ("output", "overwrite", "first", "scenes", "device", "data", "processes", "part", "index")
         settings = {key: str(value) for key, value in vars(self).items() if key not in free}
         return settings | {"numbers": [numbers.start, numbers.stop], "data": list(map(str, self.data))}
 

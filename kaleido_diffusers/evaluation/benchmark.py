@@ -5,6 +5,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..captures.images import CaptureError, as_image_tensor, load_mask, tensor_to_image
+from ..files import OR_OVERWRITE
 from ..geometry.cameras import Cameras
 from .baselines import nearest_reference, reference_distances
 from .layouts import PlacedScene, open_placed, scene_names
@@ -24,7 +26,17 @@ from .protocols import DTU_PAIR_REFERENCES, DTU_PAIR_TARGETS, Protocol, dtu_spli
 from .split_files import bundled_split, path_split, split_digest
 
 
-__all__ = ["BenchmarkRun", "Item", "Plan", "RunSettings", "check_pixels", "make_plan", "merge_runs", "part_of"]
+__all__ = [
+    "BenchmarkRun",
+    "Item",
+    "Plan",
+    "RunSettings",
+    "check_pixels",
+    "make_plan",
+    "merge_runs",
+    "part_of",
+    "remove_run",
+]
 
 
 @dataclass(frozen=True)
@@ -474,8 +486,19 @@ def _write(file: Path, text: str) -> None:
 def _check_same(known: dict, mine: dict, file: Path) -> None:
     different = [key for key in mine if known.get(key) != mine[key]]
     if different:
-        what = f"another run (its {', '.join(different)} differ)"
-        raise ValueError(f"{file}: the folder holds {what}; choose another --output.")
+        raise ValueError(f"{file}: the folder holds another run (its {', '.join(different)} differ): {OR_OVERWRITE}")
+
+
+def remove_run(output: Path) -> None:
+    """Removes a run of a protocol from its folder, and nothing else.
+
+    Args:
+        output (`Path`): the folder.
+    """
+    if (output / "run.json").is_file():
+        for name in ("scores", "cost", "pictures"):
+            shutil.rmtree(output / name, ignore_errors=True)
+        (output / "run.json").unlink()
 
 
 def merge_runs(folders: Sequence[Path], output: Path) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "load_shards",
     "read_progress",
     "remove_old",
+    "remove_run",
     "set_damaged_aside",
     "whole_states",
 ]
@@ -131,6 +132,20 @@ def remove_old(folder: Path, keep: int, best: str) -> None:
     for other in folder.glob("best-*"):
         if other.name != best:
             remove_folder(other)
+
+
+def remove_run(folder: Path) -> None:
+    """Removes all that training writes into its folder, and nothing else.
+
+    Args:
+        folder (`Path`): of the run.
+    """
+    for pattern in ("checkpoint-*", "best-*", "adapter", "pipeline"):
+        for written in folder.glob(pattern):
+            remove_folder(written)
+    for pattern in ("log.jsonl", "validation-*.png"):
+        for written in folder.glob(pattern):
+            written.unlink()
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -57,6 +57,8 @@ class TrainConfig:
 
     output: Path
     """Folder for checkpoints, the log and validation pictures. A run in it is resumed."""
+    overwrite: bool = False
+    """Start anew where a run is; else the same one goes on, and another is refused."""
     data: tuple[str, ...] = ("mixed",)
     """Sources with optional weights: `object`, `scene`, `mixed` (synthetic worlds), `video` (clips without cameras),
     `moving` (clips with both), worlds drawn from `assets` (`worlds`, a mix of `objects`, `rooms`, `outdoors`, `scenes`

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..captures.images import save_image
-from ..files import DiskFullError, folder_updated_whole, folder_written_whole
+from ..files import OR_OVERWRITE, DiskFullError, folder_updated_whole, folder_written_whole
 from ..geometry.views import Views
 from ..loaders.adapter_files import AdapterInfo, save_adapter
 from ..loaders.alignment import align_weights
@@ -43,6 +43,7 @@ from .checkpoints import (
     load_shards,
     read_progress,
     remove_old,
+    remove_run,
     set_damaged_aside,
     whole_states,
 )
@@ -86,10 +87,10 @@ class Trainer:
             )
         self.is_main = self.accelerator.is_main_process
         config.output.mkdir(parents=True, exist_ok=True)
-        if self.is_main:
+        if self.is_main and not config.overwrite:
             set_damaged_aside(config.output)
         self.accelerator.wait_for_everyone()
-        self.checkpoint = latest_checkpoint(config.output)
+        self.checkpoint = None if config.overwrite else latest_checkpoint(config.output)
         self.dtype = self._precision()
         self.layout = Layout(self.accelerator, config, self.dtype)
         set_seed(config.seed)
@@ -124,6 +125,8 @@ class Trainer:
         batches, losses = self._batches(), []
         if self.step < config.steps and not stops:
             self._check()
+        if config.overwrite and self.step == 0:  # now that nothing speaks against this run
+            self._remove_earlier()
         meter = Meter(accelerator.num_processes, card_at_hand(self.dtype).peak)
         while self.step < config.steps and not stops:
             with meter.aside("waiting"):
@@ -161,7 +164,7 @@ class Trainer:
             self._writer.finish()
         bar.close()
         if self._is_stopped and self.step < config.steps:
-            raise KeyboardInterrupt(f"Step {self.step} is saved; the same command goes on from there.")
+            raise KeyboardInterrupt(f"Step {self.step} is saved; {self._again} goes on from there.")
         folder = config.output / ("adapter" if config.lora.rank else "pipeline")
         if self.is_main or self.layout.is_sharded:
             self._write_result(folder)
@@ -180,6 +183,15 @@ class Trainer:
             self._generated(self._validation[:1], replace(config, validation_steps=1))
         elif config.patience is not None:
             raise ValueError("`patience` needs scores, but there is nothing to validate on: name it by `validation`.")
+
+    def _remove_earlier(self) -> None:
+        if self.is_main:
+            remove_run(self.config.output)
+        self.accelerator.wait_for_everyone()
+
+    @property
+    def _again(self) -> str:
+        return "the same command" + ", without --overwrite," * self.config.overwrite
 
     def _check_room(self) -> None:
         """Raises `DiskFullError` where the checkpoints that are to come, and the result, do not fit."""
@@ -225,7 +237,7 @@ class Trainer:
         def note(_number, _frame):
             self._interrupts += 1
             if self._interrupts > 1:
-                raise KeyboardInterrupt(f"What {self.config.output} holds is whole; the same command goes on.")
+                raise KeyboardInterrupt(f"What {self.config.output} holds is whole; {self._again} goes on.")
             print("\nCtrl-C: saving after this step; once more to stop at once.", file=sys.stderr)
 
         before = signal.signal(signal.SIGINT, note)
@@ -534,8 +546,8 @@ class Trainer:
         if changed:
             was = ", ".join(f"{key}={before[key]}" for key in changed)
             raise ValueError(
-                f"{checkpoint} was trained with {was}. Resume it with these settings, or start another run with"
-                " --init-from."
+                f"{checkpoint} was trained with {was}. Go on with these settings, or start from it by --init-from"
+                f" elsewhere. For another run: {OR_OVERWRITE}"
             )
         self.step, self._minutes_before = state["step"], state["minutes"]
         self.best_step, self.best_score = state["best"]
@@ -613,7 +625,7 @@ def _decisive(config: TrainConfig) -> dict[str, str]:
     free += ("validation_scenes", "validation_steps", "workers", "tracker", "compile", "in_memory", "init_from")
     free += ("dtype", "threads", "data", "cooldown", "scenes", "gradient_checkpointing", "gradient_accumulation_steps")
     free += ("data_parallel_replicate_degree", "data_parallel_shard_degree", "reshard_after_forward")
-    free += ("cache", "cache_gigabytes", "skip_broken")
+    free += ("cache", "cache_gigabytes", "skip_broken", "overwrite")
     free += ("plan", "card", "cards", "mfu")  # of the command
     return {key: str(value) for key, value in vars(config).items() if key not in free}
 

@@ -62,6 +62,7 @@ class CaptureRecipe:
         output: str | Path,
         base: str | Path,
         options: CaptureOptions | None = None,
+        overwrite: bool = False,
     ) -> TrainConfig:
         """
         The settings of the training loop.
@@ -72,6 +73,7 @@ class CaptureRecipe:
             output (`str` or `Path`): folder for checkpoints, the log and the result.
             base (`str` or `Path`): pipeline folder to start from.
             options ([`CaptureOptions`], *optional*): how the capture is read and split.
+            overwrite (`bool`, defaults to `False`): start anew where a run is.
         """
         # Imported here, as `kaleido lora --help` shows the fields above
         from ..models.latents import compression, load_autoencoder
@@ -95,6 +97,7 @@ class CaptureRecipe:
             size *= compression(load_autoencoder(base) if (base / "vae").is_dir() else None)
         return TrainConfig(
             output=Path(output),
+            overwrite=overwrite,
             data=(str(capture),),
             capture=options,
             init_from=base,

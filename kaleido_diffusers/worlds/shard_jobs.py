@@ -12,7 +12,7 @@ import torch
 
 from ..captures.images import CaptureError
 from ..captures.readers.shard_index import index_path, write_index
-from ..files import write_json
+from ..files import OR_OVERWRITE, write_json
 from ..geometry.views import Views
 from ..models.latents import load_autoencoder
 from .samples import SceneSource
@@ -47,6 +47,8 @@ class ShardJob:
     """Where it works."""
     skip_broken: bool
     """Whether scenes that cannot be read are left out."""
+    overwrite: bool
+    """Whether a shard of other settings gives way."""
     settings: dict[str, Any]
     """What decides the shard, to be told from others of its name."""
 
@@ -63,16 +65,18 @@ class ShardJob:
             progress (`Callable`, *optional*): called with 1 after each scene, or with their number.
 
         Raises:
-            `FileExistsError`: for a shard of other settings.
+            `FileExistsError`: for a shard of other settings, unless it gives way.
             `CaptureError`: for a scene that cannot be read, unless those are left out, or for none that can.
         """
         progress = progress or (lambda count: None)
         record = self.path.with_suffix(".json")
         if self.path.exists():
-            if self._recorded(record) != self.settings:
-                raise FileExistsError(f"{self.path} exists already, and was not written with these settings.")
-            progress(len(self.numbers))
-            return False
+            if self._recorded(record) == self.settings:
+                progress(len(self.numbers))
+                return False
+            if not self.overwrite:
+                raise FileExistsError(f"{self.path} was not written with these settings: {OR_OVERWRITE}")
+            self.path.unlink()
         left_out: list[dict[str, str]] = []
         write_json(record, {"settings": self.settings})
         samples = self._samples(left_out, progress)

@@ -6,6 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +16,7 @@ import PIL.ExifTags
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ...files import file_digest, write_json, written_whole
+from ...files import OR_OVERWRITE, file_digest, write_json, written_whole
 from ..images import CaptureError, load_image, open_image, save_image, upright_turns
 from ..pictures import camera_picture
 from ..readers import load_scene
@@ -25,7 +26,7 @@ from .photo_checks import blurred, grey, same_pictures, sharpness, thumbnail
 from .structure_from_motion import StructureFromMotion, import_pycolmap
 
 
-__all__ = ["PoseReport", "estimate_poses", "find_photos"]
+__all__ = ["PoseReport", "estimate_poses", "find_photos", "remove_run"]
 
 _EXHAUSTIVE = 80  # photos up to which every pair is matched: 3160 pairs
 _LOW_PARALLAX = 6.0  # degrees; a camera that only turns gives 4 or 5, one that walks round something 15 to 50
@@ -272,6 +273,25 @@ def _distinct(paths: list[Path]) -> tuple[list[_File], list[str]]:
     return files, identical
 
 
+def remove_run(output: Path, photos: Sequence[Path]) -> None:
+    """Removes what [`estimate_poses`] (and [`sharp_frames`], into `images`) wrote into a folder, and nothing else.
+
+    Args:
+        output (`Path`): the folder.
+        photos (`Sequence[Path]`): those that are to stay, as they may lie in its `images/`.
+    """
+    kept = {path.resolve() for path in photos}
+    if (output / "photos.json").is_file() or (output / "images.json").is_file():
+        for copy in (output / "images").glob("*"):
+            if copy.resolve() not in kept:
+                copy.unlink()
+        with suppress(OSError):  # photos of others are in it, or there is none
+            (output / "images").rmdir()
+        shutil.rmtree(output / "sparse", ignore_errors=True)
+        for name in ("images.json", "database.db", "cameras.png", "report.json", "photos.json"):
+            (output / name).unlink(missing_ok=True)
+
+
 def _is_begun(output: Path, files: list[_File], settings: dict[str, Any]) -> bool:
     """Whether `output` holds a run on these photos; raises [`CaptureError`] when it holds something else."""
     record = output / "photos.json"
@@ -283,16 +303,15 @@ def _is_begun(output: Path, files: list[_File], settings: dict[str, Any]) -> boo
         names = ("sparse", "database.db", "report.json", "transforms.json", "transforms_train.json")
         strangers += [name for name in names if (output / name).exists()]
         if strangers:
-            raise CaptureError(f"{output} holds something else already ({listed(strangers)}): choose another folder.")
+            raise CaptureError(f"{output} holds something else already ({listed(strangers)}): name another.")
         return False
     begun = load_json(record)
     now = {file.name: file.digest for file in files}
     if list(begun.get("photos", {}).items()) != list(now.items()):
-        raise CaptureError(f"{output} holds a run on other photos: choose another folder or remove this one.")
+        raise CaptureError(f"{output} holds a run on other photos: {OR_OVERWRITE}")
     if begun.get("settings") != settings:
         raise CaptureError(
-            f"{output} holds a run with other settings ({begun.get('settings')}, now {settings}): choose another"
-            " folder or remove this one."
+            f"{output} holds a run with other settings ({begun.get('settings')}, now {settings}): {OR_OVERWRITE}"
         )
     return True
 

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ...files import file_digest, folder_written_whole, write_json
+from ...files import OR_OVERWRITE, file_digest, folder_written_whole, write_json
 from ..images import MAX_IMAGE_PIXELS, CaptureError
 from ..readers.assembly import load_json
 from ..readers.places import printable
@@ -66,9 +66,7 @@ def sharp_frames(
     request = {"video": file_digest(video), "count": count, "start": start, "end": end}
     if output.exists():
         if not record.is_file() or load_json(record) != request:
-            raise CaptureError(
-                f"{output} holds something else than these frames of {video.name}: choose another folder."
-            )
+            raise CaptureError(f"{output} holds something else than these frames of {video.name}: {OR_OVERWRITE}")
         return sorted(output.glob("*.jpg"))
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     with folder_written_whole(output) as part:
