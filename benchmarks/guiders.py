@@ -1,13 +1,16 @@
 """What diffusers' guiders and step caches make of views of real captures: PSNR, LPIPS, gradient energy (the true
-views' is 1), and the operations of the first view as a share of those without a guider or step cache.
+views' is 1), the operations of the first view as a share of those without a guider or step cache, and the seconds of
+a CPU that each of the other views takes.
 
-    python benchmarks/guiders.py --captures fox skull --lpips lpips_alex.pth
+    python benchmarks/guiders.py --captures chair snowmiku --photos 2 --cached-steps 0 --lpips lpips_alex.pth
+    python benchmarks/guiders.py --captures chair snowmiku --photos 2 --guided-steps 0 --lpips lpips_alex.pth
 
 Every eighth photo of a capture is made from the references nearest to it, as in `seeing.py`, by the modular pipeline:
 references are encoded once, for all rows of the table.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -49,7 +52,7 @@ from kaleido_diffusers.evaluation.metrics import LPIPS, gradient_energy, psnr
 
 COLUMNS = {
     "guider or step cache": "", "steps": "d", "psnr": ".2f", "lpips": ".3f", "gradient_energy": ".2f",
-    "operations": ".2f", "views": "d",
+    "operations": ".2f", "seconds": ".2f", "views": "d",
 }  # fmt: skip
 
 
@@ -112,8 +115,9 @@ class Config:
         return rows
 
     def _scored(self, pipe: KaleidoModularPipeline, lpips: LPIPS | None, cases: list, steps: int) -> dict[str, Any]:
-        scores, counter = [], FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+        scores, seconds, counter = [], [], FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
         for number, (memory, truth, target) in enumerate(cases):
+            start = time.process_time()  # on a busy machine it says what a clock does on an idle one
             with nullcontext() if number else counter:
                 views = pipe(
                     memory=memory,
@@ -123,10 +127,12 @@ class Config:
                     output_type="pt",
                     output="images",
                 )
+            seconds.append((time.process_time() - start) / len(views))
             perceptual = torch.full((len(views),), torch.nan) if lpips is None else lpips(views, truth)
             scores += torch.stack([psnr(views, truth), perceptual, *map(gradient_energy, (views, truth))], 1).tolist()
         means = torch.tensor(scores).mean(0).tolist()
         row = {"psnr": means[0], "lpips": means[1], "gradient_energy": means[2] / means[3]}
+        row["seconds"] = sum(seconds[1:]) / max(len(seconds) - 1, 1)  # counting operations takes time as well
         return {"steps": steps, "operations": counter.get_total_flops(), "views": len(scores), **row}
 
 
