@@ -62,9 +62,10 @@ def test_the_largest_of_several_models(tmp_path):
     model(tmp_path / "sparse/10", names)
     with pytest.warns(UserWarning, match="holds 2 models.*10, the largest, with 5 photos.*sparse/1 with 2"):
         assert len(load_scene(tmp_path)) == 5
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(UserWarning) as heard:
         assert len(load_scene(tmp_path / "sparse/1")) == 2, "one that is named is read"
+    (message,) = (str(warning.message) for warning in heard)
+    assert "3 photos in" in message and "have no camera (2.jpg, 3.jpg, 4.jpg)" in message
 
 
 def test_images_without_lines_of_observations(tmp_path):
@@ -562,3 +563,15 @@ def test_zero_quaternions_are_lost_poses(tmp_path):
     (tum / "intrinsics.txt").write_text("40 40 16 12")
     with pytest.warns(UserWarning, match="skipped 2 of 3 frames without a pose"):
         assert len(load_scene(tum, "skip")) == 1
+
+
+def test_photos_without_a_camera_are_named(tmp_path):
+    names = [picture(tmp_path / f"images/{number}.jpg").name for number in range(3)]
+    (tmp_path / "images/notes.txt").touch(), (tmp_path / "images/._0.jpg").touch()
+    model(tmp_path / "sparse/0", names[:2])
+    with pytest.warns(UserWarning, match=r"1 photos in \S+images have no camera \(2.jpg\)"):
+        assert len(load_scene(tmp_path)) == 2
+    (tmp_path / "images/2.jpg").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load_scene(tmp_path)) == 2

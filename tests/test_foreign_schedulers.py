@@ -18,7 +18,7 @@ from diffusers import (
 )
 
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
-from kaleido_diffusers.pipelines import generation
+from kaleido_diffusers.pipelines import generation, pipeline_kaleido
 
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -70,6 +70,22 @@ def test_the_pipeline_runs_each_of_them_and_its_seed_holds(kind, options):
     first, second, other = (call(pipe, generator=torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("kind, options", SCHEDULERS, ids=IDS)
+def test_those_that_draw_noise_share_no_groups(kind, options, monkeypatch):
+    """Told by what they do: whether views follow from their noise alone, whatever the generator of the steps."""
+    pipe = make_pipeline("velocity")
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)
+    noise = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    first, second = (call(pipe, latents=noise, generator=torch.Generator().manual_seed(seed)) for seed in (7, 8))
+    draws_noise = not torch.equal(first, second)
+    is_known_to = "stochastic_sampling" in options or "algorithm_type" in options or kind is FlowMatchLCMScheduler
+    assert draws_noise == is_known_to == generation.adds_noise(pipe.scheduler)
+    monkeypatch.setattr(pipeline_kaleido.dist, "is_initialized", lambda: True)
+    if draws_noise:
+        with pytest.raises(ValueError, match=f"needs a scheduler whose steps draw no noise.*{kind.__name__}"):
+            call(pipe, latents=noise, share_groups=True, joins_memory="none")
 
 
 @pytest.mark.parametrize("kind", [FlowMatchLCMScheduler, FlowMatchEulerDiscreteScheduler])

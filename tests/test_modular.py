@@ -253,6 +253,15 @@ def test_arguments_that_do_not_fit(pipe, change, message):
         generate_modular(modular(pipe), *make_inputs(), **change)
 
 
+@pytest.mark.parametrize("kind", [KaleidoGuidance, AdaptiveProjectedGuidance])
+def test_guidance_away_from_the_references_is_refused(pipe, kind):
+    images, cameras = make_inputs()
+    twin = modular(pipe)
+    twin.update_components(guider=kind(guidance_scale=-0.5))
+    with pytest.raises(ValueError, match="`guidance_scale` must be 0 or more"):
+        generate_modular(twin, images, cameras)
+
+
 def test_a_scheduler_that_misreads_the_model_is_refused():
     twin = modular(make_pipeline("sample"))
     twin.update_components(scheduler=FlowMatchEulerDiscreteScheduler())

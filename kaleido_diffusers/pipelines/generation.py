@@ -47,6 +47,7 @@ __all__ = [
     "GENERATION_ORDERS",
     "JOINS_MEMORY",
     "OUTPUT_TYPES",
+    "adds_noise",
     "as_asked",
     "branch",
     "check_autoencoder",
@@ -241,6 +242,17 @@ def taken_prediction(scheduler: Scheduler) -> str | None:
     if isinstance(scheduler, _SOLVERS) and config.use_flow_sigmas:
         return {"flow_prediction": "velocity", "sample": "sample"}.get(config.prediction_type)
     return None
+
+
+def adds_noise(scheduler: Scheduler) -> bool:
+    """Whether the steps of a scheduler draw noise, from the call's `generator`.
+
+    Args:
+        scheduler (`SchedulerMixin`): of the pipeline.
+    """
+    config = scheduler.config
+    is_differential = str(config.get("algorithm_type", "")).startswith("sde-")
+    return isinstance(scheduler, FlowMatchLCMScheduler) or bool(config.get("stochastic_sampling")) or is_differential
 
 
 def make_noise(

@@ -591,14 +591,18 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         grown = replace(memory, views=memories[0]) if memory is not None and num_samples == 1 else None
         return KaleidoViewSynthesisPipelineOutput(images=images, memory=grown)
 
-    @staticmethod
-    def _check_sharing(joins_memory: str, generator, latents: torch.Tensor | None) -> None:
+    def _check_sharing(self, joins_memory: str, generator, latents: torch.Tensor | None) -> None:
         """Raises `ValueError` where groups cannot be shared out."""
         if not (dist.is_available() and dist.is_initialized()):
             raise ValueError("`share_groups` needs the processes of `torch.distributed`, such as `torchrun` starts.")
         if joins_memory == "all":
             raise ValueError(
                 "`share_groups` needs groups that do not depend on each other: pass `joins_memory='first'` or 'none'."
+            )
+        if generation.adds_noise(self.scheduler):
+            raise ValueError(
+                f"`share_groups` needs a scheduler whose steps draw no noise: what the {type(self.scheduler).__name__}"
+                " draws for a group would depend on the groups that its process had before."
             )
         if generator is None and latents is None:
             raise ValueError("`share_groups` needs the same noise in all processes: pass `generator` or `latents`.")

@@ -19,7 +19,7 @@ from ..images import CaptureError
 from ..lenses import ColmapLens, FisheyeLens, Lens, RadialTangentialLens
 from ..scene import Scene
 from .assembly import Frame, ReadOptions, assemble, intrinsics_of, listed
-from .places import inside, mask_of, natural_order, photo_in, printable, warn_of_unused_masks
+from .places import inside, mask_of, natural_order, photo_in, printable, warn_of_unlisted_photos, warn_of_unused_masks
 from .ply import read_ply_points
 
 
@@ -180,6 +180,7 @@ def read_colmap(model: Path, options: ReadOptions) -> Scene:
             )
         )
     warn_of_unused_masks(where, mask_folders, [frame.mask_path for frame in frames])
+    warn_of_unlisted_photos(where, root, [frame.path for frame in frames])
     points = torch.tensor(points, dtype=torch.float64).reshape(-1, 3)
     if not points.isfinite().all():
         raise CaptureError(f"{model / f'points3D{suffix}'}: a point is not finite.")

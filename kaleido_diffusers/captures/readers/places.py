@@ -22,6 +22,7 @@ __all__ = [
     "natural_order",
     "photo_in",
     "printable",
+    "warn_of_unlisted_photos",
     "warn_of_unused_masks",
 ]
 
@@ -217,6 +218,24 @@ def warn_of_unused_masks(where: Path, folders: Sequence[Path], masks: Sequence[P
                 stacklevel=4,
             )
             return
+
+
+def warn_of_unlisted_photos(where: Path, root: Path, photos: Collection[Path]) -> None:
+    """Warns of photos beside those of a capture that it does not list, as COLMAP leaves out those it cannot place.
+
+    Args:
+        where (`Path`): what the warning calls the capture.
+        root (`Path`): the folder of the photos.
+        photos (`Collection[Path]`): those that are listed.
+    """
+    known = {_folded(str(path)) for path in photos}
+    found = (path for folder in {path.parent for path in photos} if folder.is_dir() for path in image_files(folder))
+    left = sorted(path.relative_to(root).as_posix() for path in found if _folded(str(path)) not in known)
+    if left:
+        names = ", ".join(printable(name) for name in left[:5]) + ", ..." * (len(left) > 5)
+        warnings.warn(
+            f"{where}: {len(left)} photos in {root} have no camera ({names}): they are left out.", stacklevel=4
+        )
 
 
 def printable(text: str) -> str:

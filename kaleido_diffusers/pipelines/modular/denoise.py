@@ -29,6 +29,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, Co
 from ...geometry.views import ViewGeometry
 from ..generation import (
     branch,
+    check_guidance,
     check_prediction_type,
     group_joins,
     predict,
@@ -221,6 +222,7 @@ class KaleidoDenoiseStep(LoopSequentialPipelineBlocks):
         scheduler, noise, groups = components.scheduler, block_state.noise, block_state.groups
         known = components.config.prediction_type or taken_prediction(scheduler) or "velocity"
         check_prediction_type(scheduler, known)
+        check_guidance(getattr(components.guider, "guidance_scale", 1.0))  # one has a scale for each frequency
         scenes = torch.arange(len(block_state.memory)).repeat_interleave(len(noise) // len(block_state.memory))
         targets = block_state.memory.shown.show(block_state.targets).rows(scenes)
         rows = torch.arange(len(noise)).unsqueeze(-1)
