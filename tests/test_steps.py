@@ -44,6 +44,20 @@ def test_rates_rise_stay_and_fall(tmp_path):
     for name, rate in trainer.rates[1].items():
         is_matrix = "transformer_blocks" in name and parameters[name].ndim == 2 and "table" not in name
         assert rate == (0.02 if is_matrix else 0.003), name
+    assert all(p.grad is None for p in parameters.values()), "gradients of a step are not those of the next"
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+    found = []
+    for parts in (1, 2, 4):
+        options = {"steps": 2, "optimizer": "adamw", "gradient_accumulation_steps": parts, "save_every": 100}
+        Trainer(make_config(tmp_path / str(parts), **options)).train()
+        lines = [json.loads(line) for line in (tmp_path / str(parts) / "log.jsonl").read_text().splitlines()]
+        found.append([(line["loss"], line["grad_norm"]) for line in lines if "loss" in line])
+    whole, *parted = torch.tensor(found)
+    assert whole.shape == (2, 2) and (whole > 0.1).all()
+    for each in parted:
+        torch.testing.assert_close(each, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_are_clipped_before_the_step(tmp_path):

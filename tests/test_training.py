@@ -223,9 +223,9 @@ def overfit(output: Path, *arguments: str) -> dict:
 
 
 def test_it_learns_a_capture_and_obeys_the_camera(tmp_path):
-    """Two of four photos at 32 pixels after 300 steps: far above their mean colour (13 dB), and lost when the poses
-    are swapped (13.5 dB). Four seeds ended between 34.9 and 38.5 dB."""
-    arguments = "--photos 4 --views 4 --size 32 --layers 3 --heads 2 --steps 300 --batch 8".split()
+    """Two of four photos at 32 pixels after 200 steps, at 31.5 and 32.4 dB: far above their mean colour (13 dB), and
+    lost when the poses are swapped (13.5 dB)."""
+    arguments = "--photos 4 --views 4 --size 32 --layers 3 --heads 2 --steps 200 --batch 8".split()
     result = overfit(tmp_path, "--capture", sample_capture(), *arguments)
     assert min(result["psnr"]) > 20
     swapped = result["psnr with the target poses swapped"]
