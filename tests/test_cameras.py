@@ -168,6 +168,20 @@ def test_fields_of_view():
     torch.testing.assert_close(cameras.fov[:, 1], torch.full((3,), vertical).double())
 
 
+def test_fields_of_view_reach_from_edge_to_edge_where_the_centre_is_not_in_the_middle():
+    """Edges at half and at one and a half focal lengths beside the axis."""
+    lens = torch.tensor([[100.0, 0, 50], [0, 40, 20], [0, 0, 1]])
+    camera = Cameras(torch.eye(4), lens, [80, 200])
+    expected = math.degrees(math.atan(0.5) + math.atan(1.5))
+    torch.testing.assert_close(camera.fov, torch.tensor([expected, expected], dtype=torch.float64))
+
+
+def test_a_negative_depth_lies_behind_the_camera():
+    camera = Cameras.from_fov(torch.eye(4), 90.0, [4, 8])  # a focal length of 4 pixels
+    point = camera.unproject(torch.tensor([[6.0, 2.0]]), torch.tensor([-2.0]))
+    torch.testing.assert_close(point, torch.tensor([[-1.0, 0.0, -2.0]], dtype=torch.float64))
+
+
 # The normalised scene
 
 

@@ -698,6 +698,8 @@ def test_a_memory_grows_by_what_was_generated(pipe):
             memory = out.memory
     torch.testing.assert_close(torch.cat(views), expected, **CLOSE)
     assert len(memory) == 8
+    remembered = memory.views.views()[0][0, 3:] / 2 + 0.5
+    torch.testing.assert_close(remembered.clamp(0, 1), torch.cat(views))  # clean, not as noise
     assert counts == [2, 2, 2] + [2] + [2, 2, 2] + [2] + [1, 1, 1], "generated views are encoded once"
     assert pipe(images, cameras, num_inference_steps=1).memory is None
 
