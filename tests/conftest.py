@@ -37,6 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the marks of diffusers' testers known, see test_diffusers_testers.py."""
+    if source := os.environ.get("DIFFUSERS_SOURCE"):
+        text = (Path(source) / "tests" / "testing_utils.py").read_text(encoding="utf-8")
+        for name in {*re.findall(r"pytest\.mark\.(\w+)", text)} - {"skip", "skipif", "xfail", "parametrize", "slow"}:
+            config.addinivalue_line("markers", f"{name}: of diffusers' testers")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In continuous integration a page that was tried in no browser is not tested."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
