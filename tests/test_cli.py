@@ -324,7 +324,7 @@ class _Verb:
     "error, status, said",
     [
         (None, 0, ""),
-        (KeyboardInterrupt(), 130, "kaleido: stopped. What was written is whole; run the same command again.\n"),
+        (KeyboardInterrupt(), 130, "kaleido: stopped. What was written is whole. Run"),
         (KeyboardInterrupt("Step 7 is saved."), 130, "kaleido: stopped. Step 7 is saved.\n"),
         (ValueError("`a` must be b."), 1, "kaleido: `a` must be b.\n"),
         (FloatingPointError("Training diverged."), 1, "kaleido: Training diverged.\n"),

@@ -307,7 +307,7 @@ def test_an_interrupted_flight_keeps_what_it_had_under_a_name_that_says_so(tmp_p
 
 def test_kills_leave_nothing_half_in_a_flight_and_its_export(tmp_path, base):
     """SIGKILL at random moments; the same command then ends what it began."""
-    words = render(tmp_path, base, "--views", "24", "--steps", "1", "--export", "transforms")
+    words = render(tmp_path, base, "--views", "24", "--steps", "1", "--export", "transforms", "--overwrite")
     dice, ended = random.Random(0), False
     for _ in range(6):
         with started(*words) as process:

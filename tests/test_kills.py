@@ -172,7 +172,7 @@ def base(tmp_path_factory) -> Path:
 
 def flight(base: Path, *words: str) -> Callable[[Path], list[str]]:
     fixed = ["render", "sample", "--checkpoint", str(base), "--references", "3", "--steps", "1", "--views", "8"]
-    fixed += ["--dtype", "float32", "--trajectory", "orbit", *words]
+    fixed += ["--dtype", "float32", "--trajectory", "orbit", "--overwrite", *words]
     return lambda folder: [*fixed, "--output", str(folder)]
 
 

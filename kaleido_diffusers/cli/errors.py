@@ -71,7 +71,7 @@ def run_verb(run: Callable[[], None], debug: bool = False) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as error:
-        told = str(error) or "What was written is whole; run the same command again."
+        told = str(error) or "What was written is whole. Run it again, with --overwrite where it asks for that."
         told, status, failure = f"stopped. {told}", INTERRUPTED, error
     except Exception as error:
         told, status, failure = _told(error, debug), 1, error

@@ -297,7 +297,7 @@ class Render(RenderSettings):
             frames = [frame for frame, view in zip(frames, views) if view.amin() < view.amax()]
             file = self._film(scene, "_interrupted")
             kept = f"{len(frames)} of {len(views)} views are in {self._video(file, frames)}" if frames else "No view"
-            raise KeyboardInterrupt(f"{kept}; the same command starts anew.")
+            raise KeyboardInterrupt(f"{kept}; the same command with --overwrite starts anew.")
         film = self._video(self._film(scene), frames)
         for suffix in (".mp4", ".gif"):  # of an interrupted run, whose views are in the film now, or of an earlier one
             self._film(scene, "_interrupted").with_suffix(suffix).unlink(missing_ok=True)
