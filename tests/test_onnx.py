@@ -54,12 +54,13 @@ def check_documented_loop(pipe, folder):
 
 
 @pytest.mark.slow
-def test_onnx_computes_the_same_with_and_without_a_memory(tmp_path):
+def test_onnx_computes_the_same_with_and_without_a_memory(tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     pipe = make_pipeline(vae=make_vae("tiny"), num_layers=2, layer_pattern=("global", "view"), in_channels=4)
     pipe.save_pretrained(tmp_path / "pipeline")
     assert cli.main(["convert", str(tmp_path / "pipeline"), "--output", str(tmp_path / "onnx"), "--onnx"]) == 0
+    assert "stays behind" not in capsys.readouterr().out, "the autoencoder is written too"
     names = ("transformer", "transformer_uncached", "vae_encoder", "vae_decoder")
     assert {"weights.bin", "config.json", "scheduler_config.json", *(f"{name}.onnx" for name in names)} == {
         path.name for path in (tmp_path / "onnx").iterdir()

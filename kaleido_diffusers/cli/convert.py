@@ -49,7 +49,7 @@ class Convert(ConvertSettings):
             self._write_distributed(pipe)
         else:
             self._write_folder(pipe, Path(source))
-        if (Path(source) / "vae").is_dir() and not (self.output / "vae").is_dir():
+        if not self.onnx and (Path(source) / "vae").is_dir() and not (self.output / "vae").is_dir():
             print("  the VAE of the pipeline stays behind: what was written holds the transformer alone")
         print(f"wrote {self.output}")
         say_next("info", self.output)
