@@ -154,7 +154,7 @@ def _resident_mb(pid: int) -> float:
 
 
 def _stored(folder: Path | None) -> int:
-    return 0 if folder is None else sum(path.is_file() for path in folder.glob("kaleido-demo-*/**/*"))
+    return 0 if folder is None else sum(path.is_file() for path in folder.rglob("*"))
 
 
 async def visit(url: str, visitors: int, minutes: float, pid: int | None, folder: Path | None, seed: int) -> None:

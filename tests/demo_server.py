@@ -28,8 +28,8 @@ class Server:
         raise AssertionError("the server has ended")
 
     def files(self) -> list[Path]:
-        """Its own: libraries keep files there, too, such as the `.ses` of onnxruntime."""
-        return [path for path in self.temporary.glob("kaleido-demo-*/**/*") if path.is_file()]
+        """All that it, and libraries, have written: onnxruntime leaves a `.ses` where its telemetry is on."""
+        return [path for path in self.temporary.rglob("*") if path.is_file()]
 
 
 @contextmanager

@@ -7,17 +7,32 @@ import copy
 import json
 import math
 import os
+import shutil
+import sys
 import time
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import make_model, make_pipeline
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from test_pipeline import generate, make_inputs
 
-from kaleido_diffusers import KaleidoTransformer3DModel, KaleidoViewSynthesisPipeline, load_scene
+from kaleido_diffusers import (
+    Cameras,
+    KaleidoTransformer3DModel,
+    KaleidoViewSynthesisPipeline,
+    load_scene,
+    sample_capture,
+)
+from kaleido_diffusers.captures.export import write_colmap
 from kaleido_diffusers.cli import main
 from kaleido_diffusers.cli.loading import load_pipeline
 from kaleido_diffusers.loaders.adapter_files import AdapterInfo, save_adapter
@@ -47,6 +62,21 @@ HOSTILE = st.one_of(
 BYTES = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=6)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def bounded() -> Iterator[None]:
+    """4 GB for any one case, where the system keeps such limits."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    taken = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) << 10
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + (4 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("base")
@@ -54,17 +84,38 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
-def answered(call) -> bool:
-    """Whether a call ends well; if it does not, it says so in a sentence, and soon."""
+def answered(call: Callable[[], Any]) -> bool:
+    """Whether a call ends well; if it does not, it says so in a sentence, soon, and before memory runs out."""
     started = time.process_time()
     try:
         call()
         return True
     except (ValueError, OSError) as error:
-        assert str(error).strip() and "\x1b" not in str(error).replace("\\x1b", "")
+        said = str(error)
+        assert said.strip() and "\x1b" not in said.replace("\\x1b", "")
+        assert "allocate" not in said and "memory" not in said
         return False
     finally:
         assert time.process_time() - started < 30
+
+
+def seen(pipe: KaleidoViewSynthesisPipeline) -> None:
+    """A view by a pipeline is a picture, if there is one."""
+    image = generate(pipe, *make_inputs(num_references=2, num_targets=1), steps=2)
+    assert image.isfinite().all() and image.min() >= 0 and image.max() <= 1
+
+
+def works(base: Path) -> None:
+    seen(load_pipeline(str(base), "cpu"))
+
+
+def ends(capsys, *words: str) -> bool:
+    """Whether a command ends well; if it does not, it says so in one line."""
+    status = main(words)
+    said = capsys.readouterr().err
+    assert status in (0, 1) and "unexpected" not in said and "Traceback" not in said and "memory" not in said, said
+    assert "\x1b" not in said
+    return status == 0
 
 
 def with_file(folder: Path, name: str, content: bytes, call) -> bool:
@@ -102,14 +153,8 @@ CONFIG = sorted(dict(make_model(num_layers=1).config).keys() - {"_use_default_va
 def test_any_entry_of_a_config(base, capsys, name, value):
     config = json.loads((base / "transformer" / "config.json").read_text())
     content = json.dumps({**config, name: value}).encode()
-    with_file(base, "transformer/config.json", content, lambda: load_pipeline(str(base), "cpu"))
-
-    def info():
-        assert main(["info", str(base)]) in (0, 1)
-
-    assert with_file(base, "transformer/config.json", content, info)
-    said = capsys.readouterr().err
-    assert "unexpected" not in said and "Traceback" not in said
+    with_file(base, "transformer/config.json", content, lambda: works(base))
+    assert with_file(base, "transformer/config.json", content, lambda: ends(capsys, "info", str(base)))
 
 
 @fuzzed
@@ -118,7 +163,7 @@ def test_any_entry_of_a_config(base, capsys, name, value):
 def test_any_file_as_a_config(base, value):
     content = value if isinstance(value, bytes) else json.dumps(value).encode()
     for name in ("transformer/config.json", "model_index.json", "scheduler/scheduler_config.json"):
-        with_file(base, name, content, lambda: load_pipeline(str(base), "cpu"))
+        with_file(base, name, content, lambda: works(base))
 
 
 @fuzzed
@@ -131,7 +176,7 @@ def test_any_file_as_a_config(base, value):
 def test_any_entry_of_a_model_index(base, name, value):
     index = json.loads((base / "model_index.json").read_text())
     content = json.dumps({**index, name: value}).encode()
-    with_file(base, "model_index.json", content, lambda: load_pipeline(str(base), "cpu"))
+    with_file(base, "model_index.json", content, lambda: works(base))
 
 
 @fuzzed
@@ -142,7 +187,7 @@ def test_any_entry_of_a_model_index(base, name, value):
 def test_any_entry_of_a_scheduler(base, name, value):
     config = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
     content = json.dumps({**config, name: value}).encode()
-    with_file(base, "scheduler/scheduler_config.json", content, lambda: load_pipeline(str(base), "cpu"))
+    with_file(base, "scheduler/scheduler_config.json", content, lambda: works(base))
 
 
 @fuzzed
@@ -150,7 +195,7 @@ def test_any_entry_of_a_scheduler(base, name, value):
 def test_damaged_weights(base, changes, keep):
     name = "transformer/diffusion_pytorch_model.safetensors"
     content = damaged((base / name).read_bytes(), changes, keep)
-    with_file(base, name, content, lambda: load_pipeline(str(base), "cpu"))
+    with_file(base, name, content, lambda: works(base))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -180,6 +225,7 @@ def loads(pipe: KaleidoViewSynthesisPipeline, file: Path) -> bool:
     left = set(getattr(pipe.transformer, "peft_config", None) or ())
     assert ended_well or left == before, "what was refused is not there"
     if ended_well:
+        answered(lambda: seen(pipe))
         pipe.unload_lora_weights()
     return ended_well
 
@@ -257,6 +303,83 @@ def test_damaged_shards(shard, tmp_path_factory, changes, keep):
             image.load()
 
     answered(read)
+
+
+# Captures
+
+
+@pytest.fixture(scope="module")
+def captures(tmp_path_factory) -> Path:
+    """A folder of two: as transforms.json, and by COLMAP in binary files."""
+    folder = tmp_path_factory.mktemp("captures")
+    source = Path(sample_capture())
+    described = json.loads((source / "transforms.json").read_text())
+    described["frames"] = described["frames"][:3]
+    (folder / "json" / "images").mkdir(parents=True)
+    for frame in described["frames"]:
+        shutil.copy(source / frame["file_path"], folder / "json" / "images")
+    (folder / "json" / "transforms.json").write_text(json.dumps(described))
+    poses = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
+    poses[:, 0, 3] = torch.arange(3)
+    photos = [PIL.Image.fromarray(np.full((16, 24, 3), 40 * number, np.uint8)) for number in range(3)]
+    write_colmap(folder / "colmap", photos, Cameras.from_fov(poses, 60.0, [16, 24]))
+    return folder
+
+
+def rendered(capsys, capture: Path, base: Path, output: Path) -> bool:
+    words = ["--checkpoint", str(base), "--output", str(output), "--references", "2", "--steps", "1", "--views", "2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ended_well = ends(capsys, "render", str(capture), *words, "--trajectory", "keyframes")
+    shutil.rmtree(output, ignore_errors=True)
+    return ended_well
+
+
+@pytest.mark.parametrize("name", ["json", "colmap"])
+def test_the_captures_themselves_are_rendered(captures, base, tmp_path, capsys, name):
+    assert rendered(capsys, captures / name, base, tmp_path / "renders")
+
+
+ENTRIES = "camera_model k1 k2 k3 k4 p1 p2 camera_angle_x is_fisheye frames aabb_scale ply_file_path".split()
+FRAME_ENTRIES = "file_path transform_matrix fl_x fl_y cx cy w h k1 p1 time mask_path depth_file_path".split()
+
+
+@fuzzed
+@given(
+    st.dictionaries(st.sampled_from(ENTRIES), HOSTILE, max_size=2),
+    st.dictionaries(st.sampled_from(FRAME_ENTRIES), HOSTILE, max_size=2),
+    st.none() | st.tuples(st.integers(0, 3), st.integers(0, 3), HOSTILE | st.floats()),
+)
+@example({}, {"fl_x": 1e308}, None)
+@example({"k1": 1e308}, {}, None)
+@example({}, {}, (0, 3, 1e300))
+@example({"camera_angle_x": 1e-320}, {"fl_x": None}, None)
+def test_any_entry_of_a_capture(captures, base, tmp_path, capsys, top, frame, element):
+    described = json.loads((captures / "json" / "transforms.json").read_text())
+    described["frames"][1].update(frame)
+    if element is not None:
+        row, column, value = element
+        described["frames"][2]["transform_matrix"][row][column] = value
+    content = json.dumps({**described, **top}).encode()
+    capture = captures / "json"
+    with_file(capture, "transforms.json", content, lambda: rendered(capsys, capture, base, tmp_path / "renders"))
+
+
+@fuzzed
+@given(st.sampled_from(["cameras.bin", "images.bin", "points3D.bin"]), BYTES, st.floats(0, 1))
+def test_damaged_models_of_colmap(captures, base, tmp_path, capsys, name, changes, keep):
+    capture = captures / "colmap"
+    content = damaged((capture / "sparse" / "0" / name).read_bytes(), changes, max(keep, 0.5))
+    with_file(capture, f"sparse/0/{name}", content, lambda: rendered(capsys, capture, base, tmp_path / "renders"))
+
+
+@fuzzed
+@given(BYTES, st.floats(0, 1))
+def test_damaged_photos(captures, base, tmp_path, capsys, changes, keep):
+    capture = captures / "json"
+    (name, *_) = sorted(path.name for path in (capture / "images").iterdir())
+    content = damaged((capture / "images" / name).read_bytes(), changes, max(keep, 0.1))
+    with_file(capture, f"images/{name}", content, lambda: rendered(capsys, capture, base, tmp_path / "renders"))
 
 
 # Settings

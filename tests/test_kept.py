@@ -331,6 +331,22 @@ def test_kills_leave_nothing_half_in_a_flight_and_its_export(tmp_path, base):
 # Shards
 
 
+def test_a_shard_that_was_killed_before_its_index_is_finished(tmp_path, monkeypatch):
+    words = ["shard", "--data", "object", "--scenes", "4", "--scenes-per-shard", "2", "--views", "2", "--size", "16"]
+    assert main([*words, "--output", str(tmp_path / "whole")]) == 0
+
+    def killed(tar: Path) -> None:
+        tar.with_suffix(".index.part").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kaleido_diffusers.worlds.shard_writing.write_index", killed)
+        assert main([*words, "--output", str(tmp_path / "killed")]) == 130
+    assert main([*words, "--output", str(tmp_path / "killed")]) == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert json.loads((tmp_path / "killed" / "summary.json").read_text())["scenes"] == 4
+
+
 def test_shards_go_on_after_a_kill_and_a_full_disk(small_disk, capsys):
     words = ["shard", str(small_disk), "--scenes", "7", "--scenes-per-shard", "2", "--views", "2", "--size", "16"]
     words[1:2] = ["--output", str(small_disk)]

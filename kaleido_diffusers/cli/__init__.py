@@ -1,6 +1,7 @@
 """The command line: `kaleido VERB ...`, one module a verb, imported when the verb runs."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     # Norms keep float32 weights on purpose, also where all else is bfloat16
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
+    # diffusers imports onnxruntime, where it is installed; that would count its users, and leave a file `.ses`
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words  # of every verb, and no setting of any
     words = [word for word in words if word != "--debug"]

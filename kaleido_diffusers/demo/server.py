@@ -274,6 +274,7 @@ def serve(
     """
     rule = OriginRule(allow_origin)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of onnxruntime, which diffusers imports where it is installed
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder is removed then, too
     limits = limits or Limits()
     with tempfile.TemporaryDirectory(prefix="kaleido-demo-", ignore_cleanup_errors=True) as root:

@@ -69,32 +69,37 @@ class ShardJob:
             `CaptureError`: for a scene that cannot be read, unless those are left out, or for none that can.
         """
         progress = progress or (lambda count: None)
-        record = self.path.with_suffix(".json")
+        index = Path(index_path(str(self.path)))
         if self.path.exists():
-            if self._recorded(record) == self.settings:
+            if self._recorded() == self.settings:
+                if not index.is_file():
+                    write_index(self.path)  # it comes last, and a kill came before
                 progress(len(self.numbers))
                 return False
             if not self.overwrite:
                 raise FileExistsError(f"{self.path} was not written with these settings: {OR_OVERWRITE}")
             self.path.unlink()
-        left_out: list[dict[str, str]] = []
-        write_json(record, {"settings": self.settings})
-        samples = self._samples(left_out, progress)
+            index.unlink(missing_ok=True)
+        samples = self._samples(progress)
         if self.vae is not None:
             samples = encoded_samples(samples, _autoencoder(self.vae, self.device))
         write_shards(self.output, samples, self.scenes_per_shard, first=self.numbers[0])
-        scenes = len(self.numbers) - len(left_out)
-        write_json(record, {"settings": self.settings, "scenes": scenes, "left_out": left_out})
         return True
 
-    def _recorded(self, record: Path) -> dict[str, Any] | None:
+    @property
+    def _record(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def _recorded(self) -> dict[str, Any] | None:
         earlier = self.output / _EARLIER
-        if record.is_file():
-            return json.loads(record.read_text(encoding="utf-8"))["settings"]
+        if self._record.is_file():
+            return json.loads(self._record.read_text(encoding="utf-8"))["settings"]
         found = json.loads(earlier.read_text(encoding="utf-8")).get(self.path.name) if earlier.is_file() else None
         return found and {**self.settings, **found} if found and found.items() <= self.settings.items() else found
 
-    def _samples(self, left_out: list[dict[str, str]], progress: Callable[[int], object]) -> Iterator[Views]:
+    def _samples(self, progress: Callable[[int], object]) -> Iterator[Views]:
+        """The scenes; after the last one, and so before the shard takes its name, it is recorded what they are."""
+        left_out: list[dict[str, str]] = []
         for name, index in self.places:
             try:
                 sample = _source(name, self.options)[index]
@@ -107,6 +112,8 @@ class ShardJob:
             progress(1)
         if len(left_out) == len(self.places):
             raise CaptureError(f"{self.path}: none of its {len(left_out)} scenes can be read: {left_out[0]['why']}")
+        scenes = len(self.places) - len(left_out)
+        write_json(self._record, {"settings": self.settings, "scenes": scenes, "left_out": left_out})
 
 
 @cache
@@ -148,8 +155,8 @@ def write_missing_indices(folder: Path) -> int:
 def print_summary(folder: Path) -> None:
     """Says what the shards in `folder` hold and what was left out, and why; the same as `summary.json` there. Parts
     that other machines still write are not in it."""
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("shard-*.json"))]
-    done = [record for record in records if "scenes" in record]
+    files = [file for file in sorted(folder.glob("shard-*.json")) if file.with_suffix(".tar").exists()]
+    done = [record for file in files if "scenes" in (record := json.loads(file.read_text(encoding="utf-8")))]
     left_out = [entry for record in done for entry in record["left_out"]]
     scenes = sum(record["scenes"] for record in done)
     write_json(folder / _SUMMARY, {"shards": len(done), "scenes": scenes, "left_out": left_out})
