@@ -290,3 +290,16 @@ def served_command(
         command.send_signal(signal.SIGINT)
         said.append(command.rest(60))
         assert command.returncode == 0 and "Traceback" not in said[-1], "".join(said)
+
+
+def vgg_weights(path: Path) -> Path:
+    """A VGG-16 of torchvision's names, random and small in scale: no heads, as torchvision's own file has none."""
+    from kaleido_diffusers.evaluation.metrics import LPIPS
+
+    generator, state, before = torch.Generator().manual_seed(1), {}, 3
+    for index, channels in zip(LPIPS._VGG_INDICES, LPIPS._VGG_CHANNELS[1:]):
+        state[f"features.{index}.weight"] = torch.randn(channels, before, 3, 3, generator=generator) / before**0.5 / 3
+        state[f"features.{index}.bias"] = torch.zeros(channels)
+        before = channels
+    torch.save(state, path)
+    return path

@@ -1,10 +1,9 @@
 """Each variant of a metric against the library, or the arithmetic, that its protocol used: to 1e-5."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from conftest import vgg_weights
 from scipy.signal import convolve2d
 
 from kaleido_diffusers import load_scene, sample_capture
@@ -89,17 +88,6 @@ def test_eight_bits_are_those_of_the_file():
     values = torch.tensor([0.0, 0.999, 1.2])
     assert quantized(values).mul(255).tolist() == [0, 255, 255]
     assert quantized(values, truncate=True).mul(255).tolist() == [0, 254, 255]
-
-
-def vgg_weights(path: Path) -> Path:
-    """A VGG-16 of torchvision's names, random and small in scale: no heads, as torchvision's own file has none."""
-    generator, state, before = torch.Generator().manual_seed(1), {}, 3
-    for index, channels in zip(LPIPS._VGG_INDICES, LPIPS._VGG_CHANNELS[1:]):
-        state[f"features.{index}.weight"] = torch.randn(channels, before, 3, 3, generator=generator) / before**0.5 / 3
-        state[f"features.{index}.bias"] = torch.zeros(channels)
-        before = channels
-    torch.save(state, path)
-    return path
 
 
 def test_lpips_with_vgg_takes_the_features_that_the_paper_takes(tmp_path):

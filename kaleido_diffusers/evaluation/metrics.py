@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 
 __all__ = [
@@ -176,8 +177,8 @@ class LPIPS(nn.Module):
     give different numbers, so neither ever stands in for the other.
 
     Args:
-        weights (`str` or `Path`): state dict with torchvision's names for the backbone (`features.N.weight`) and
-            `linN.model.1.weight` for the heads. Where the file holds the backbone alone, as torchvision's own does,
+        weights (`str` or `Path`): state dict (safetensors, or torch's own format) with torchvision's names for the
+            backbone (`features.N.weight`) and `linN.model.1.weight` for the heads. Where the file holds the backbone alone, as torchvision's own does,
             the heads are those that torchmetrics ships.
         net (`str`, *optional*): `"alex"` or `"vgg"`: the net that the file must hold; whichever it holds when not
             given. Another one raises `ValueError`.
@@ -197,7 +198,8 @@ class LPIPS(nn.Module):
 
     def __init__(self, weights: str | os.PathLike, net: Literal["alex", "vgg"] | None = None):
         super().__init__()
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        is_safe = Path(weights).suffix == ".safetensors"
+        state = load_file(weights) if is_safe else torch.load(weights, map_location="cpu", weights_only=True)
         self.net = _net_of(state, weights)
         if net not in (None, self.net):
             raise ValueError(f"{weights}: holds LPIPS with {self.net!r}, {net!r} is needed; their scores differ.")

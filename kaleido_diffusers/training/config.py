@@ -8,7 +8,7 @@ from typing import Literal
 from ..captures.opening import CaptureOptions
 
 
-__all__ = ["LoraOptions", "ModelConfig", "TrainConfig"]
+__all__ = ["LoraOptions", "ModelConfig", "PerceptualOptions", "TrainConfig"]
 
 
 @dataclass
@@ -52,6 +52,29 @@ class LoraOptions:
 
 
 @dataclass
+class PerceptualOptions:
+    """A perceptual loss on generated views, beside the error of the velocity (LPIPS, Zhang et al. 2018)."""
+
+    weights: Path | None = None
+    """File of LPIPS with VGG-16, as `evaluate --lpips` takes it; without one there is no such loss. Take the scores
+    with AlexNet: the net that a model was trained with flatters it."""
+    scale: float = 0.5
+    """The loss counts so much."""
+    share: float = 0.2
+    """Part of the targets of a step that are decoded for it."""
+    crop: int = 64
+    """Side in pixels of what is compared of each, drawn at random."""
+
+    def __post_init__(self):
+        if not 0 <= self.scale < math.inf:
+            raise ValueError(f"`scale` of the perceptual loss must be 0 or more, got {self.scale}.")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"`share` of the perceptual loss must be above 0 and at most 1, got {self.share}.")
+        if self.crop < 16:  # VGG-16 halves four times
+            raise ValueError(f"`crop` of the perceptual loss must be 16 or more, got {self.crop}.")
+
+
+@dataclass
 class TrainConfig:
     """Trains a Kaleido on views of synthetic worlds, captures or shards."""
 
@@ -79,6 +102,8 @@ class TrainConfig:
     the weights of TAEF2. Pixels when not given."""
     lora: LoraOptions = field(default_factory=LoraOptions)
     """The adapter to train instead of the model's own weights."""
+    perceptual: PerceptualOptions = field(default_factory=PerceptualOptions)
+    """A perceptual loss beside the error of the velocity."""
     prediction_type: Literal["sample", "velocity"] = "sample"
     """What the model predicts: `sample` suits pixels, `velocity` latents."""
     logit_mean: float = 0.8

@@ -51,8 +51,9 @@ from .config import TrainConfig
 from .hardware import card_at_hand
 from .layout import Layout
 from .meter import Meter, step_operations, step_tokens
-from .objective import ViewPartition, rectified_flow_loss
+from .objective import ViewPartition, denoise_targets
 from .optimizer import make_optimizers, optimizer_states
+from .perceptual import PerceptualLoss
 from .validation import generate_scenes, judge_scenes
 
 
@@ -95,6 +96,9 @@ class Trainer:
         self.layout = Layout(self.accelerator, config, self.dtype)
         set_seed(config.seed)
         self.vae = self._make_autoencoder()
+        self.perceptual = None
+        if config.perceptual.weights is not None:
+            self.perceptual = PerceptualLoss(config.perceptual, self.vae).to(self.accelerator.device)
         self._make_model()
         multiple = self.transformer.config.patch_size * compression(self.vae)
         if config.size % multiple:
@@ -281,14 +285,18 @@ class Trainer:
             return self.loss(batch, item.partition, item.noise(self.config.seed)[rows])
 
     def loss(self, batch: Views, partition: ViewPartition, generators: Sequence[torch.Generator]) -> torch.Tensor:
-        """What a step brings down, see [`rectified_flow_loss`]; a recipe with another objective overrides it.
+        """What a step brings down: the error of the velocity, see [`rectified_flow_loss`], and the perceptual loss
+        where there is one. A recipe with another objective overrides it.
 
         Args:
             batch (`Views`): views of the rows of this process.
             partition (`ViewPartition`): references and target groups.
             generators (`Sequence[torch.Generator]`): source of the noise of each row.
         """
-        return rectified_flow_loss(self.model, self.scheduler, batch, partition, generators)
+        denoised = denoise_targets(self.model, self.scheduler, batch, partition, generators)
+        if self.perceptual is None:
+            return denoised.loss
+        return denoised.loss + self.config.perceptual.scale * self.perceptual(denoised, generators[0])
 
     @contextmanager
     def _activation_maxima(self, wanted: bool) -> Iterator[dict[str, torch.Tensor]]:

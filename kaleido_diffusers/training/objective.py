@@ -13,7 +13,7 @@ from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 
 
-__all__ = ["ViewPartition", "draw_partition", "rectified_flow_loss"]
+__all__ = ["Denoised", "ViewPartition", "denoise_targets", "draw_partition", "rectified_flow_loss"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,26 @@ def draw_partition(
     return ViewPartition(references, targets, bool(references) and chance(reference_dropout))
 
 
+@dataclass(frozen=True)
+class Denoised:
+    """
+    What the model made of noisy targets.
+
+    Attributes:
+        views (`torch.Tensor` of shape `[B, M, C, H, W]`): the clean views (or latents) that its answer stands for.
+        truth (`torch.Tensor` of shape `[B, M, C, H, W]`): what they are.
+        error (`torch.Tensor` of shape `[B, M, C, H, W]`): of the velocity.
+    """
+
+    views: torch.Tensor
+    truth: torch.Tensor
+    error: torch.Tensor
+
+    @property
+    def loss(self) -> torch.Tensor:
+        return self.error.square().mean()
+
+
 def rectified_flow_loss(
     transformer: KaleidoTransformer3DModel,
     scheduler: RectifiedFlowViewScheduler,
@@ -103,8 +123,7 @@ def rectified_flow_loss(
     """
     Mean squared error of the velocity over the targets: `E |v(x_sigma, sigma, references) - (eps - x_0)|^2`.
 
-    With `prediction_type="sample"` this is `|x_0 prediction - x_0|^2 / max(sigma, sigma_min)^2`. Each target group
-    has a noise level of its own.
+    With `prediction_type="sample"` this is `|x_0 prediction - x_0|^2 / max(sigma, sigma_min)^2`.
 
     Args:
         transformer ([`KaleidoTransformer3DModel`]):
@@ -120,6 +139,34 @@ def rectified_flow_loss(
 
     Returns:
         `torch.Tensor` of shape `[]`.
+    """
+    return denoise_targets(transformer, scheduler, batch, partition, generator).loss
+
+
+def denoise_targets(
+    transformer: KaleidoTransformer3DModel,
+    scheduler: RectifiedFlowViewScheduler,
+    batch: Views,
+    partition: ViewPartition,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+) -> Denoised:
+    """
+    One pass of the model over noisy targets and clean references. Each target group has a noise level of its own.
+
+    Args:
+        transformer ([`KaleidoTransformer3DModel`]):
+            The model, wrapped or not.
+        scheduler ([`RectifiedFlowViewScheduler`]):
+            Its training distribution and prediction type are used.
+        batch ([`Views`] of shape `[B, V]`):
+            Views in [-1, 1] or latents, in any frame and unit.
+        partition ([`ViewPartition`]):
+            Shared by the batch.
+        generator (`torch.Generator` or a sequence of B of them, *optional*):
+            Source of the noise (on the CPU), for the batch or for each row of it.
+
+    Returns:
+        [`Denoised`]: what it made of them, and how far that is from the truth.
     """
     batch = batch.select(partition.order)
     groups = partition.view_groups()
@@ -149,6 +196,8 @@ def rectified_flow_loss(
         num_targets=clean.shape[1],
         return_dict=False,
     )[0]
-    truth = clean if scheduler.config.prediction_type == "sample" else noise - clean
+    predicts_views = scheduler.config.prediction_type == "sample"
+    views = prediction if predicts_views else noisy - sigma[..., None, None, None] * prediction
+    truth = clean if predicts_views else noise - clean
     error = scheduler.to_velocity(prediction, noisy, sigma) - scheduler.to_velocity(truth, noisy, sigma)
-    return error.square().mean()
+    return Denoised(views, clean, error)
