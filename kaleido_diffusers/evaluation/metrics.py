@@ -178,8 +178,8 @@ class LPIPS(nn.Module):
 
     Args:
         weights (`str` or `Path`): state dict (safetensors, or torch's own format) with torchvision's names for the
-            backbone (`features.N.weight`) and `linN.model.1.weight` for the heads. Where the file holds the backbone alone, as torchvision's own does,
-            the heads are those that torchmetrics ships.
+            backbone (`features.N.weight`) and `linN.model.1.weight` for the heads. Where the file holds the backbone
+            alone, as torchvision's own does, the heads are those that torchmetrics ships.
         net (`str`, *optional*): `"alex"` or `"vgg"`: the net that the file must hold; whichever it holds when not
             given. Another one raises `ValueError`.
 
