@@ -104,6 +104,8 @@ def test_options_are_checked_and_safetensors_are_read(weights, tmp_path):
     for wrong in ({"scale": -1.0}, {"share": 0.0}, {"share": 1.5}, {"crop": 8}):
         with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` of the perceptual loss"):
             PerceptualOptions(weights, **wrong)
+    with pytest.raises(ValueError, match="needs the `weights`"):
+        PerceptualLoss(PerceptualOptions(), None)
     save_file(torch.load(weights, weights_only=True), tmp_path / "vgg.safetensors")
     x, y = torch.rand(2, 1, 3, 16, 16, generator=generator())
     assert torch.equal(LPIPS(tmp_path / "vgg.safetensors")(x, y), LPIPS(weights)(x, y))

@@ -21,14 +21,17 @@ class PerceptualLoss(nn.Module):
     Args:
         options (`PerceptualOptions`): which weights, of how many views, how large a part of them.
         vae (`ModelMixin`, *optional*): decodes latents; none for pixels.
+
+    Raises `ValueError` where no weights are named, or where they are of another net.
     """
 
     def __init__(self, options: PerceptualOptions, vae: ModelMixin | None):
         super().__init__()
         self.options, self.ratio = options, compression(vae)
         self.decode = (lambda latents: latents) if vae is None else (lambda latents: decode_images(vae, latents))
-        # Convolutions on a CPU are faster with the channels last
-        self.lpips = LPIPS(options.weights, "vgg").to(memory_format=torch.channels_last)
+        if options.weights is None:
+            raise ValueError("A perceptual loss needs the `weights` of its net.")
+        self.lpips = LPIPS(options.weights, "vgg")
 
     def forward(self, denoised: Denoised, generator: torch.Generator) -> torch.Tensor:
         """Mean distance, `[]`.
