@@ -234,8 +234,9 @@ def test_training_with_default_options_resumes_to_the_bit(tmp_path):
         for number in range(3):
             folder, killed = tmp_path / f"killed{number}", 0
             while not (folder / "pipeline").is_dir():
-                moment = dice.randint(unbroken.touches // 4, unbroken.touches) if killed < 3 else 0
-                ended = call(["train", "--output", str(folder), *words], moment, dice.random())
+                moment = dice.randint(unbroken.touches // 4, 3 * unbroken.touches // 4) if killed < 3 else 0
+                delay = dice.random() * unbroken.seconds / unbroken.touches
+                ended = call(["train", "--output", str(folder), *words], moment, delay)
                 killed += ended.status == -9
             assert killed
             assert {name: path.read_bytes() for name, path in final(folder / "pipeline").items()} == expected

@@ -169,8 +169,26 @@ def test_requests_that_gradio_would_fail_at_are_refused_in_a_sentence(server):
     assert join(server, request(session_hash=""))[0] == 422
     assert join(server, request(session_hash="../../etc"))[0] == 422
     assert join(server, request(fn_index=999)) == (404, "There is no such function.")
-    assert join(server, b"{not json")[0] == 400
-    assert join(server, b"[" * 100_000)[0] == 400
+    for number in ([0], {"a": 0}, True, "0", -1):
+        assert join(server, request(fn_index=number))[0] == 404
+    for body in (b"{not json", b"[" * 100_000, b'{"data": [NaN]}', b'{"data": ["\\ud800"]}', b'{"data": [1e999]}'):
+        assert join(server, body)[0] == 400
+    for way in ("run", "api", "call", "call/v2"):
+        body = json.dumps(request(fn_index=None, api_name=["generate"])).encode()
+        options = {"body": body, "Content_Type": "application/json"}
+        assert ask(server, "POST", f"/gradio_api/{way}/none", **options) == (404, "There is no such function.")
+        status, said = ask(server, "POST", f"/gradio_api/{way}/generate", **options)
+        assert status == 422 and "takes 10 values" in said
+    nobody = json.dumps({"data": [], "fn_index": 0}).encode()
+    assert ask(server, "POST", "/gradio_api/run/generate", nobody, Content_Type="application/json")[0] == 422
+
+
+def test_who_asks_for_a_line_that_nobody_stands_in_is_told_so_and_the_log_stays_short(server):
+    before = len(server.log.read_text())
+    for session in ("", "nobody", "..%2f.."):
+        status, said = ask(server, "GET", f"/gradio_api/queue/data?session_hash={session}")
+        assert status == 200 and '"session_not_found":true' in said
+    assert "Traceback" not in server.log.read_text()[before:]
 
 
 def test_broken_uploads_and_old_files_go_and_the_log_stays_short(server):

@@ -284,6 +284,11 @@ def test_the_dynamic_shift_multiplies_the_static_one():
         (lambda s: RectifiedFlowViewScheduler(prediction_type="epsilon"), "`prediction_type`"),
         (lambda s: RectifiedFlowViewScheduler(training_distribution="beta"), "`training_distribution`"),
         (lambda s: RectifiedFlowViewScheduler(sigma_min=0.0), "`sigma_min`"),
+        (lambda s: RectifiedFlowViewScheduler(num_train_timesteps=2**31), "`num_train_timesteps` must be a whole"),
+        (lambda s: RectifiedFlowViewScheduler(num_train_timesteps=0.5), "`num_train_timesteps` must be a whole"),
+        (lambda s: RectifiedFlowViewScheduler(base_image_seq_len=0), "`base_image_seq_len` must be a whole"),
+        (lambda s: RectifiedFlowViewScheduler(logit_std=float("nan")), "`logit_std` must be positive"),
+        (lambda s: RectifiedFlowViewScheduler(logit_mean=float("inf")), "`logit_mean` must lie"),
         (lambda s: RectifiedFlowViewScheduler(shift=0.0), "`shift`"),
     ],
 )

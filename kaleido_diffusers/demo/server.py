@@ -10,9 +10,10 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
@@ -39,6 +40,7 @@ _ROOM_MB = 20  # that the disk must keep free beyond an upload
 _STALE_SECONDS = 120  # after which what an upload has written last is taken for broken off
 _THREADS = 20  # beside those in which visitors wait for their turn
 _SESSION = re.compile(r"[\w-]{1,64}")
+_CALL = re.compile(r"/(run|api|call)/(?:v2/)?([^/]+)/?$")  # a function by its name in the path
 
 
 class Guard:
@@ -52,15 +54,18 @@ class Guard:
         folder (`Path`): where uploads and results lie.
         limits (`Limits`): what is allowed.
         rule (`OriginRule`): whose requests are answered.
-        functions (`Collection[int]`): numbers of the functions that the page has.
+        functions (`Mapping`): what the page can do, by the numbers that Gradio has given; they have a name
+            (`api_name`) and `inputs`.
     """
 
-    def __init__(self, app: Callable, folder: Path, limits: Limits, rule: OriginRule, functions: Collection[int]):
+    def __init__(self, app: Callable, folder: Path, limits: Limits, rule: OriginRule, functions: Mapping[int, Any]):
         self.app, self.folder, self.limits, self.rule, self.functions = app, folder, limits, rule, functions
+        self._named = {function.api_name: function for function in functions.values() if function.api_name}
         self._uploading = 0
+        from starlette.exceptions import HTTPException
         from starlette.requests import ClientDisconnect
 
-        self._gone = ClientDisconnect
+        self._gone, self._said = ClientDisconnect, HTTPException
 
     async def __call__(self, scope, receive, send) -> None:
         """Answers a request, as ASGI has it: its `scope`, and how to `receive` and `send` messages."""
@@ -71,7 +76,7 @@ class Guard:
         if refusal is None and scope["type"] == "http" and scope["method"] in ("POST", "PUT", "PATCH"):
             most = self.limits.upload_mb * 1_000_000 + 100_000 if is_upload else _BODY_MB * 1_000_000
             if not is_upload:
-                receive, refusal = await self._checked_body(receive, most)
+                receive, refusal = await self._checked_body(receive, most, scope["path"])
         if refusal is not None:
             return await _refuse(send, *refusal)
         self._uploading += is_upload
@@ -79,12 +84,16 @@ class Guard:
             return await self.app(scope, receive, _Answer(send))
         except self._gone:
             return None  # nobody is there to hear of it, and it is no fault of ours
+        except RuntimeError as error:
+            if not isinstance(error.__cause__, self._said):
+                raise
+            await send({"type": "http.response.body", "body": b""})  # the stream has said it, and ends
         finally:
             self._uploading -= is_upload
             if is_upload and not self._uploading:
                 self._remove_broken_uploads()
 
-    async def _checked_body(self, receive, most: int) -> tuple[Callable, tuple[int, str] | None]:
+    async def _checked_body(self, receive, most: int, path: str) -> tuple[Callable, tuple[int, str] | None]:
         """The body to be received again, and what is wrong with it."""
         body, more = b"", True
         while more:
@@ -99,21 +108,37 @@ class Guard:
         async def again():
             return given.pop() if given else await receive()
 
-        return again, self._wrong_with(body)
+        return again, self._wrong_with(body, path)
 
-    def _wrong_with(self, body: bytes) -> tuple[int, str] | None:
+    def _wrong_with(self, body: bytes, path: str) -> tuple[int, str] | None:
         try:
             content = json.loads(body) if body else {}
+            json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError):
-            return 400, "The body of a request must be JSON."
+            return 400, "The body of a request must be JSON, without NaN and halves of characters."
         if not isinstance(content, dict):
             return None
-        if "session_hash" in content and not _SESSION.fullmatch(str(content["session_hash"])):
-            return 422, "`session_hash` must be the name of a page: letters and digits."
-        if content.get("fn_index") is not None and content["fn_index"] not in self.functions:
-            return 404, "There is no such function."
-        if any(re.match(r"\s*([a-z][a-z0-9+.-]*:|//)", path, re.IGNORECASE) for path in _paths(content)):
+        if any(re.match(r"\s*([a-z][a-z0-9+.-]*:|//)", file, re.IGNORECASE) for file in _paths(content)):
             return 403, "Files are taken from uploads alone: this app fetches nothing from elsewhere."
+        return self._wrong_call(content, path)
+
+    def _wrong_call(self, content: dict, path: str) -> tuple[int, str] | None:
+        """Whether a function is called, by a number in the content or a name in the path, as it cannot be."""
+        called = _CALL.search(path)
+        session = content.get("session_hash")
+        needs_session = called is not None and called[1] != "call"
+        if (session is not None or needs_session) and not (isinstance(session, str) and _SESSION.fullmatch(session)):
+            return 422, "`session_hash` must be the name of a page: letters and digits."
+        number = content.get("fn_index")
+        if number is not None or called is not None:
+            function = self._named.get(called[2]) if called else None
+            if number is not None and (called is None or called[1] != "call"):
+                function = self.functions.get(number) if type(number) is int else None
+            if function is None:
+                return 404, "There is no such function."
+            least = sum(type(component).__name__ != "State" for component in function.inputs)
+            if isinstance(content.get("data"), list) and len(content["data"]) < least:
+                return 422, f"This function takes {least} values in `data`."
         return None
 
     def _remove_broken_uploads(self) -> None:
@@ -292,7 +317,7 @@ def serve(
 
         app, ended = DemoApp(load, Path(root), checkpoint, limits), threading.Event()
         page = build_page(app)
-        guard = Middleware(Guard, folder=Path(root), limits=limits, rule=rule, functions=frozenset(page.fns))
+        guard = Middleware(Guard, folder=Path(root), limits=limits, rule=rule, functions=page.fns)
         threading.Thread(target=_keep_swept, args=(Path(root), app, ended), daemon=True).start()
         page.launch(
             prevent_thread_lock=True,

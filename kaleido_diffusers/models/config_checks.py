@@ -1,6 +1,5 @@
 """What a config may say: the files come from others, and say a model's sizes before anything else is known of it."""
 
-import math
 from numbers import Real
 
 
@@ -38,7 +37,7 @@ def check_config(config, kinds: tuple[str, ...], encodings: tuple[str, ...]) -> 
             raise ValueError(f"`{name}` must be a whole number from 1 to {most}, got {value!r}.")
     for name, most in {"norm_eps": 1.0, "rope_theta": 1e12, "rope_time_scale": 1e6}.items():
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and 0 < value <= most):
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= most:
             raise ValueError(f"`{name}` must be a number above 0 and up to {most:g}, got {value!r}.")
     axes, pattern = config.rope_axes_dim, config.layer_pattern
     even = isinstance(axes, (list, tuple)) and len(axes) == 3 and all(_is_whole(x) and x >= 0 == x % 2 for x in axes)

@@ -27,6 +27,8 @@ from diffusers.utils.outputs import BaseOutput
 
 __all__ = ["RectifiedFlowViewScheduler", "RectifiedFlowViewSchedulerOutput"]
 
+_MOST = 10**6  # of any setting: far beyond what is of use, and far below what takes all memory
+
 
 @dataclass
 class RectifiedFlowViewSchedulerOutput(BaseOutput):
@@ -102,10 +104,16 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
         ):
             if value not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+        for name, value in (("num_train_timesteps", num_train_timesteps), ("base_image_seq_len", base_image_seq_len)):
+            if not isinstance(value, int) or not 1 <= value <= _MOST:
+                raise ValueError(f"`{name}` must be a whole number from 1 to {_MOST}, got {value!r}.")
         if not 0 < sigma_min < 1:
             raise ValueError(f"`sigma_min` must lie between 0 and 1, got {sigma_min}.")
-        if not shift > 0:
-            raise ValueError(f"`shift` must be positive, got {shift}.")
+        for name, value in (("shift", shift), ("logit_std", logit_std)):
+            if not 0 < value <= _MOST:
+                raise ValueError(f"`{name}` must be positive and at most {_MOST}, got {value}.")
+        if not abs(logit_mean) <= _MOST:
+            raise ValueError(f"`logit_mean` must lie between -{_MOST} and {_MOST}, got {logit_mean}.")
         self.init_noise_sigma = 1.0
         self.num_inference_steps = None
         self.sigmas = self._shifted(torch.linspace(1, 0, num_train_timesteps + 1, dtype=torch.float32), None)
