@@ -19,6 +19,8 @@ __all__ = [
     "folder_written_whole",
     "refuse_existing",
     "remove_folder",
+    "remove_written",
+    "same_command",
     "sync_files",
     "write_json",
     "write_text",
@@ -116,6 +118,30 @@ def refuse_existing(*paths: Path) -> None:
     for path in paths:
         if path.exists():
             raise FileExistsError(f"{path} exists already: {OR_OVERWRITE}")
+
+
+def same_command(overwrite: bool) -> str:
+    """How an interrupted call is named that goes on by being called again: it must not start anew.
+
+    Args:
+        overwrite (`bool`): whether it was called with `--overwrite`.
+    """
+    return "the same command" + ", without --overwrite," * overwrite
+
+
+def remove_written(folder: Path, *patterns: str) -> None:
+    """Removes files and folders of a folder, in the order of their patterns, and nothing else.
+
+    Args:
+        folder (`Path`): where they lie.
+        patterns (`str`): of their names.
+    """
+    for pattern in patterns:
+        for path in [*folder.glob(pattern)]:
+            if path.is_dir() and not path.is_symlink():
+                remove_folder(path)
+            else:
+                path.unlink()
 
 
 def remove_folder(path: Path) -> None:

@@ -13,6 +13,7 @@ from ..captures.images import CaptureError
 from ..captures.posing.reconstruction import estimate_poses, find_photos, remove_run
 from ..captures.posing.video import sharp_frames
 from ..captures.readers.assembly import IMAGE_SUFFIXES
+from ..files import same_command
 from .errors import INTERRUPTED
 from .loading import check_at_least, say_next
 from .settings import PosesSettings
@@ -51,8 +52,7 @@ class Poses(PosesSettings):
         check_at_least(self, max_image_size=1, max_features=1, frames=1)
         output = self.output or Path(f"{self.photos.stem or self.photos.absolute().name}-capture")
         was_finished = (output / "report.json").is_file() and not self.overwrite
-        again = "The same command" + ", without --overwrite," * self.overwrite
-        with _ending_at_once(f"{again} goes on with what {output} holds."):
+        with _ending_at_once(f"{same_command(self.overwrite).capitalize()} goes on with what {output} holds."):
             if self.overwrite:
                 remove_run(output, find_photos(self.photos) if self.photos.is_dir() else [])
             photos, matching = self._photos(output)

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import resource
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..captures.images import CaptureError, as_image_tensor, load_mask, tensor_to_image
-from ..files import OR_OVERWRITE
+from ..files import OR_OVERWRITE, remove_written
 from ..geometry.cameras import Cameras
 from .baselines import nearest_reference, reference_distances
 from .layouts import PlacedScene, open_placed, scene_names
@@ -496,9 +495,7 @@ def remove_run(output: Path) -> None:
         output (`Path`): the folder.
     """
     if (output / "run.json").is_file():
-        for name in ("scores", "cost", "pictures"):
-            shutil.rmtree(output / name, ignore_errors=True)
-        (output / "run.json").unlink()
+        remove_written(output, "scores", "cost", "pictures", "run.json")
 
 
 def merge_runs(folders: Sequence[Path], output: Path) -> None:

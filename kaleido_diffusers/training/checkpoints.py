@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ..files import remove_folder, write_json
+from ..files import remove_folder, remove_written, write_json
 from ..loaders.distributed import DistributedReader
 
 
@@ -140,12 +140,7 @@ def remove_run(folder: Path) -> None:
     Args:
         folder (`Path`): of the run.
     """
-    for pattern in ("checkpoint-*", "best-*", "adapter", "pipeline"):
-        for written in folder.glob(pattern):
-            remove_folder(written)
-    for pattern in ("log.jsonl", "validation-*.png"):
-        for written in folder.glob(pattern):
-            written.unlink()
+    remove_written(folder, "checkpoint-*", "best-*", "adapter", "pipeline", "log.jsonl", "validation-*.png")
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..captures.images import save_image
-from ..files import OR_OVERWRITE, DiskFullError, folder_updated_whole, folder_written_whole
+from ..files import OR_OVERWRITE, DiskFullError, folder_updated_whole, folder_written_whole, same_command
 from ..geometry.views import Views
 from ..loaders.adapter_files import AdapterInfo, save_adapter
 from ..loaders.alignment import align_weights
@@ -168,7 +168,9 @@ class Trainer:
             self._writer.finish()
         bar.close()
         if self._is_stopped and self.step < config.steps:
-            raise KeyboardInterrupt(f"Step {self.step} is saved; {self._again} goes on from there.")
+            raise KeyboardInterrupt(
+                f"Step {self.step} is saved; {same_command(self.config.overwrite)} goes on from there."
+            )
         folder = config.output / ("adapter" if config.lora.rank else "pipeline")
         if self.is_main or self.layout.is_sharded:
             self._write_result(folder)
@@ -192,10 +194,6 @@ class Trainer:
         if self.is_main:
             remove_run(self.config.output)
         self.accelerator.wait_for_everyone()
-
-    @property
-    def _again(self) -> str:
-        return "the same command" + ", without --overwrite," * self.config.overwrite
 
     def _check_room(self) -> None:
         """Raises `DiskFullError` where the checkpoints that are to come, and the result, do not fit."""
@@ -241,7 +239,9 @@ class Trainer:
         def note(_number, _frame):
             self._interrupts += 1
             if self._interrupts > 1:
-                raise KeyboardInterrupt(f"What {self.config.output} holds is whole; {self._again} goes on.")
+                raise KeyboardInterrupt(
+                    f"What {self.config.output} holds is whole; {same_command(self.config.overwrite)} goes on."
+                )
             print("\nCtrl-C: saving after this step; once more to stop at once.", file=sys.stderr)
 
         before = signal.signal(signal.SIGINT, note)
@@ -285,7 +285,7 @@ class Trainer:
             return self.loss(batch, item.partition, item.noise(self.config.seed)[rows])
 
     def loss(self, batch: Views, partition: ViewPartition, generators: Sequence[torch.Generator]) -> torch.Tensor:
-        """What a step brings down: the error of the velocity, see [`rectified_flow_loss`], and the perceptual loss
+        """What a step brings down: the error of the velocity, see [`Denoised`], and the perceptual loss
         where there is one. A recipe with another objective overrides it.
 
         Args:

@@ -16,7 +16,7 @@ import PIL.ExifTags
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ...files import OR_OVERWRITE, file_digest, write_json, written_whole
+from ...files import OR_OVERWRITE, file_digest, remove_written, write_json, written_whole
 from ..images import CaptureError, load_image, open_image, save_image, upright_turns
 from ..pictures import camera_picture
 from ..readers import load_scene
@@ -287,9 +287,8 @@ def remove_run(output: Path, photos: Sequence[Path]) -> None:
                 copy.unlink()
         with suppress(OSError):  # photos of others are in it, or there is none
             (output / "images").rmdir()
-        shutil.rmtree(output / "sparse", ignore_errors=True)
-        for name in ("images.json", "database.db", "cameras.png", "report.json", "photos.json"):
-            (output / name).unlink(missing_ok=True)
+        names = ("images.json", "database.db", "cameras.png", "report.json", "photos.json")
+        remove_written(output, "sparse", *names)
 
 
 def _is_begun(output: Path, files: list[_File], settings: dict[str, Any]) -> bool:
