@@ -130,15 +130,17 @@ class Guard:
         if (session is not None or needs_session) and not (isinstance(session, str) and _SESSION.fullmatch(session)):
             return 422, "`session_hash` must be the name of a page: letters and digits."
         number = content.get("fn_index")
-        if number is not None or called is not None:
-            function = self._named.get(called[2]) if called else None
-            if number is not None and (called is None or called[1] != "call"):
-                function = self.functions.get(number) if type(number) is int else None
-            if function is None:
-                return 404, "There is no such function."
-            least = sum(type(component).__name__ != "State" for component in function.inputs)
-            if isinstance(content.get("data"), list) and len(content["data"]) < least:
-                return 422, f"This function takes {least} values in `data`."
+        if called is not None and (number is None or called[1] == "call"):
+            function = self._named.get(called[2])
+        elif number is not None:
+            function = self.functions.get(number) if type(number) is int else None
+        else:
+            return None
+        if function is None:
+            return 404, "There is no such function."
+        least = sum(type(component).__name__ != "State" for component in function.inputs)
+        if isinstance(content.get("data"), list) and len(content["data"]) < least:
+            return 422, f"This function takes {least} values in `data`."
         return None
 
     def _remove_broken_uploads(self) -> None:
