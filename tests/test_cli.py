@@ -324,7 +324,11 @@ class _Verb:
     "error, status, said",
     [
         (None, 0, ""),
-        (KeyboardInterrupt(), 130, "kaleido: stopped. What was written is whole. Run"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "kaleido: stopped. What was written is whole. Run it again, with --overwrite where it asks for that.\n",
+        ),
         (KeyboardInterrupt("Step 7 is saved."), 130, "kaleido: stopped. Step 7 is saved.\n"),
         (ValueError("`a` must be b."), 1, "kaleido: `a` must be b.\n"),
         (FloatingPointError("Training diverged."), 1, "kaleido: Training diverged.\n"),
