@@ -23,7 +23,7 @@ from kaleido_diffusers.evaluation.report import markdown_table
 from kaleido_diffusers.training.batches import StepBatches
 from kaleido_diffusers.training.config import ModelConfig, TrainConfig
 from kaleido_diffusers.training.loop import Trainer
-from kaleido_diffusers.training.objective import rectified_flow_loss
+from kaleido_diffusers.training.objective import denoise_targets
 from kaleido_diffusers.worlds.samples import InMemory
 from kaleido_diffusers.worlds.sources import ShardSource
 
@@ -113,7 +113,7 @@ def held_out_loss(pipe: KaleidoViewSynthesisPipeline, source: InMemory, settings
     losses = []
     for item in (StepBatches(settings, [source], [1.0])[step] for step in range(settings.steps)):
         batch, noise = item.batch.to(pipe.device), item.noise(settings.seed)
-        losses.append(rectified_flow_loss(pipe.transformer, pipe.scheduler, batch, item.partition, noise).item())
+        losses.append(denoise_targets(pipe.transformer, pipe.scheduler, batch, item.partition, noise).loss.item())
     return sum(losses) / len(losses)
 
 

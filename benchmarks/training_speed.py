@@ -17,7 +17,7 @@ from kaleido_diffusers import KaleidoTransformer3DModel, RectifiedFlowViewSchedu
 from kaleido_diffusers.geometry.views import Views
 from kaleido_diffusers.models.operations import forward_operations
 from kaleido_diffusers.models.precision import product_speed
-from kaleido_diffusers.training.objective import ViewPartition, rectified_flow_loss
+from kaleido_diffusers.training.objective import ViewPartition, denoise_targets
 from kaleido_diffusers.training.optimizer import make_optimizers
 
 
@@ -79,7 +79,7 @@ class Config:
         for number in range(self.steps + 2):
             marks = [time.perf_counter()]
             with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
-                loss = rectified_flow_loss(model, scheduler, batch, partition, torch.Generator().manual_seed(number))
+                loss = denoise_targets(model, scheduler, batch, partition, torch.Generator().manual_seed(number)).loss
             marks.append(time.perf_counter())
             loss.backward()
             marks.append(time.perf_counter())

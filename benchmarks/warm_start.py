@@ -20,7 +20,7 @@ from kaleido_diffusers import KaleidoTransformer3DModel, RectifiedFlowViewSchedu
 from kaleido_diffusers.evaluation.report import markdown_table
 from kaleido_diffusers.training.batches import StepBatches
 from kaleido_diffusers.training.config import TrainConfig
-from kaleido_diffusers.training.objective import rectified_flow_loss
+from kaleido_diffusers.training.objective import denoise_targets
 from kaleido_diffusers.training.optimizer import make_optimizers
 from kaleido_diffusers.training.warm_start import warm_start
 from kaleido_diffusers.worlds.samples import InMemory
@@ -142,7 +142,7 @@ def learn(
 
 def loss_of(model, scheduler, batches: StepBatches, step: int) -> torch.Tensor:
     item = batches[step]
-    return rectified_flow_loss(model, scheduler, item.batch, item.partition, item.noise(batches.config.seed))
+    return denoise_targets(model, scheduler, item.batch, item.partition, item.noise(batches.config.seed)).loss
 
 
 @torch.no_grad()

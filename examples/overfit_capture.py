@@ -23,7 +23,7 @@ from kaleido_diffusers import (
 )
 from kaleido_diffusers.evaluation.metrics import psnr
 from kaleido_diffusers.geometry.views import Views
-from kaleido_diffusers.training.objective import draw_partition, rectified_flow_loss
+from kaleido_diffusers.training.objective import denoise_targets, draw_partition
 from kaleido_diffusers.training.optimizer import make_optimizers
 
 
@@ -105,7 +105,7 @@ def main(config: Config) -> None:
         views = torch.stack([torch.randperm(count, generator=generator)[: config.views] for _ in range(config.batch)])
         batch = Views(pixels=2 * photos[views] - 1, poses=poses[views], intrinsics=intrinsics[views])
         partition = draw_partition(views.shape[1], generator)
-        loss = rectified_flow_loss(transformer, scheduler, batch, partition, generator)
+        loss = denoise_targets(transformer, scheduler, batch, partition, generator).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
         for optimizer in optimizers:

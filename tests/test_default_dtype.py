@@ -11,7 +11,7 @@ from kaleido_diffusers.evaluation.baselines import nearest_reference, plane_swee
 from kaleido_diffusers.evaluation.protocol import capture_case, evaluate
 from kaleido_diffusers.geometry.choosing import coverage
 from kaleido_diffusers.geometry.views import Views
-from kaleido_diffusers.training.objective import draw_partition, rectified_flow_loss
+from kaleido_diffusers.training.objective import denoise_targets, draw_partition
 from kaleido_diffusers.worlds.sources import SyntheticSource
 
 
@@ -53,7 +53,7 @@ def results() -> Iterator[torch.Tensor | Cameras]:
     batch = Views.stack(
         [Views.seen(images[..., :8, :8], SyntheticSource(num_scenes=1, num_views=4, size=8)[0].geometry())]
     )
-    yield rectified_flow_loss(pipe.transformer, scheduler, batch, partition, torch.Generator().manual_seed(0))
+    yield denoise_targets(pipe.transformer, scheduler, batch, partition, torch.Generator().manual_seed(0)).loss
 
 
 PIPELINES = {}

@@ -14,7 +14,7 @@ from conftest import make_model, random_poses
 from kaleido_diffusers import RectifiedFlowViewScheduler, sample_capture
 from kaleido_diffusers.geometry.cameras import scene_frame
 from kaleido_diffusers.geometry.views import ViewGeometry, Views
-from kaleido_diffusers.training.objective import ViewPartition, draw_partition, rectified_flow_loss
+from kaleido_diffusers.training.objective import ViewPartition, denoise_targets, draw_partition
 from kaleido_diffusers.training.optimizer import make_optimizers
 
 
@@ -45,7 +45,7 @@ def test_the_loss_is_the_error_of_the_velocity(prediction_type):
     batch = make_batch()
     partition = ViewPartition(((3, 0), (1,)), ((4,), (2,)))
     spy = Spy(lambda x, t, kwargs: torch.zeros_like(x[:, 3:]))
-    loss = rectified_flow_loss(spy, scheduler, batch, partition, torch.Generator().manual_seed(0))
+    loss = denoise_targets(spy, scheduler, batch, partition, torch.Generator().manual_seed(0)).loss
     hidden_states, timestep, kwargs = spy.calls[0]
     assert torch.equal(hidden_states[:, :3], batch.pixels[:, [3, 0, 1]]), "references are clean, in their order"
     assert (timestep[:, :3] == 0).all() and (timestep[:, 3:] > 0).all()
@@ -62,14 +62,14 @@ def test_the_loss_is_the_error_of_the_velocity(prediction_type):
         error = clean / sigma.clamp_min(0.05)
     torch.testing.assert_close(loss, error.square().mean(), rtol=1e-3, atol=1e-3)
     right = Spy(lambda x, t, kwargs: noise - clean if prediction_type == "velocity" else clean)
-    perfect = rectified_flow_loss(right, scheduler, batch, partition, torch.Generator().manual_seed(0))
+    perfect = denoise_targets(right, scheduler, batch, partition, torch.Generator().manual_seed(0)).loss
     assert perfect < 1e-6
 
 
 def test_targets_of_a_group_share_their_noise_level():
     spy = Spy(lambda x, t, kwargs: torch.zeros_like(x[:, 1:]))
     partition = ViewPartition(((0,),), ((1, 2), (3,), (4,)))
-    rectified_flow_loss(spy, RectifiedFlowViewScheduler(), make_batch(), partition, torch.Generator().manual_seed(0))
+    denoise_targets(spy, RectifiedFlowViewScheduler(), make_batch(), partition, torch.Generator().manual_seed(0))
     t = spy.calls[0][1]
     assert (t[:, 1] == t[:, 2]).all() and (t[:, 2] != t[:, 3]).all() and (t[0] != t[1])[1:].all()
 
@@ -80,7 +80,7 @@ def test_each_row_is_noised_by_its_own_generator():
     spy = Spy(lambda x, t, kwargs: torch.zeros_like(x[:, 2:]))
     generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
     partition = ViewPartition(((0, 1),), ((2,), (3, 4)))
-    rectified_flow_loss(spy, RectifiedFlowViewScheduler(), batch, partition, generators)
+    denoise_targets(spy, RectifiedFlowViewScheduler(), batch, partition, generators)
     hidden_states, timestep, _ = spy.calls[0]
     for row, seed in enumerate((7, 8)):
         again = torch.Generator().manual_seed(seed)
@@ -95,7 +95,7 @@ def test_dropped_references_still_set_frame_and_unit():
     spy = Spy(lambda x, t, kwargs: torch.zeros_like(x))
     batch = make_batch()
     partition = ViewPartition(((0, 1, 2),), ((3,), (4,)), drop_references=True)
-    rectified_flow_loss(spy, RectifiedFlowViewScheduler(), batch, partition, torch.Generator().manual_seed(0))
+    denoise_targets(spy, RectifiedFlowViewScheduler(), batch, partition, torch.Generator().manual_seed(0))
     hidden_states, timestep, kwargs = spy.calls[0]
     assert hidden_states.shape[1] == timestep.shape[1] == kwargs["num_targets"] == 2
     expected = scene_frame(batch.poses, 3).normalize(batch.poses)[:, 3:].float()
@@ -114,7 +114,7 @@ def test_video_and_cameras_use_one_path():
         if not times:
             batch = replace(batch, times=None)
         partition = draw_partition(5, torch.Generator().manual_seed(1), num_references=2)
-        rectified_flow_loss(model, RectifiedFlowViewScheduler(), batch, partition, torch.Generator()).backward()
+        denoise_targets(model, RectifiedFlowViewScheduler(), batch, partition, torch.Generator()).loss.backward()
         names.add(tuple(name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0))
     assert len(names) == 1 and len(next(iter(names))) == len(list(make_model().parameters()))
 
@@ -153,7 +153,7 @@ def test_moving_the_world_leaves_the_loss():
             poses[..., :3, 3] *= 4
             batch = replace(batch, poses=poses)
         generator = torch.Generator().manual_seed(0)
-        losses.append(rectified_flow_loss(model, RectifiedFlowViewScheduler(), batch, partition, generator))
+        losses.append(denoise_targets(model, RectifiedFlowViewScheduler(), batch, partition, generator).loss)
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
 
 

@@ -366,12 +366,28 @@ class RectifiedFlowViewScheduler(SchedulerMixin, ConfigMixin):
             return model_output
         return (sample - model_output) / _spread(sigma, sample).clamp_min(self.config.sigma_min)
 
+    def to_sample(self, model_output: torch.Tensor, sample: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """
+        The clean views that a prediction stands for: the prediction itself, or `sample - sigma * velocity`.
+
+        Args:
+            model_output (`torch.Tensor` of shape `[B, M, ...]`):
+                Prediction of the model.
+            sample (`torch.Tensor` of shape `[B, M, ...]`):
+                The noisy views that it was made from.
+            sigma (`torch.Tensor` of shape `[]`, `[B, M]` or `[B, M, 1, ...]`):
+                Their noise.
+        """
+        if self.config.prediction_type == "sample":
+            return model_output
+        return sample - _spread(sigma, sample) * model_output
+
     def _multistep(
         self, output: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor
     ) -> torch.Tensor:
         """Solves `dx/dsigma = (x - x_0) / sigma` for an `x_0` that goes on as it went since the call before. The first
         step is Euler's, the last lands on the predicted `x_0`."""
-        clean = output if self.config.prediction_type == "sample" else x - sigma * output
+        clean = self.to_sample(output, x, sigma)
         ratio = sigma_next / sigma.clamp_min(1e-12)
         moved = torch.lerp(clean, x, ratio)
         if self._before is not None:

@@ -13,7 +13,7 @@ from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 
 
-__all__ = ["Denoised", "ViewPartition", "denoise_targets", "draw_partition", "rectified_flow_loss"]
+__all__ = ["Denoised", "ViewPartition", "denoise_targets", "draw_partition"]
 
 
 @dataclass(frozen=True)
@@ -110,37 +110,9 @@ class Denoised:
 
     @property
     def loss(self) -> torch.Tensor:
+        """Mean squared error of the velocity, `[]`: `E |v(x_sigma, sigma, references) - (eps - x_0)|^2`. With
+        `prediction_type="sample"` this is `|x_0 prediction - x_0|^2 / max(sigma, sigma_min)^2`."""
         return self.error.square().mean()
-
-
-def rectified_flow_loss(
-    transformer: KaleidoTransformer3DModel,
-    scheduler: RectifiedFlowViewScheduler,
-    batch: Views,
-    partition: ViewPartition,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
-) -> torch.Tensor:
-    """
-    Mean squared error of the velocity over the targets: `E |v(x_sigma, sigma, references) - (eps - x_0)|^2`.
-
-    With `prediction_type="sample"` this is `|x_0 prediction - x_0|^2 / max(sigma, sigma_min)^2`.
-
-    Args:
-        transformer ([`KaleidoTransformer3DModel`]):
-            The model, wrapped or not.
-        scheduler ([`RectifiedFlowViewScheduler`]):
-            Its training distribution and prediction type are used.
-        batch ([`Views`] of shape `[B, V]`):
-            Views in [-1, 1] or latents, in any frame and unit.
-        partition ([`ViewPartition`]):
-            Shared by the batch.
-        generator (`torch.Generator` or a sequence of B of them, *optional*):
-            Source of the noise (on the CPU), for the batch or for each row of it.
-
-    Returns:
-        `torch.Tensor` of shape `[]`.
-    """
-    return denoise_targets(transformer, scheduler, batch, partition, generator).loss
 
 
 def denoise_targets(
@@ -196,8 +168,6 @@ def denoise_targets(
         num_targets=clean.shape[1],
         return_dict=False,
     )[0]
-    predicts_views = scheduler.config.prediction_type == "sample"
-    views = prediction if predicts_views else noisy - sigma[..., None, None, None] * prediction
-    truth = clean if predicts_views else noise - clean
+    truth = clean if scheduler.config.prediction_type == "sample" else noise - clean
     error = scheduler.to_velocity(prediction, noisy, sigma) - scheduler.to_velocity(truth, noisy, sigma)
-    return Denoised(views, clean, error)
+    return Denoised(scheduler.to_sample(prediction, noisy, sigma), clean, error)

@@ -5,7 +5,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from ..evaluation.metrics import LPIPS
-from ..models.latents import compression, decode_images
+from ..models.latents import compression, decode_views
 from .config import PerceptualOptions
 from .objective import Denoised
 
@@ -27,8 +27,7 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, options: PerceptualOptions, vae: ModelMixin | None):
         super().__init__()
-        self.options, self.ratio = options, compression(vae)
-        self.decode = (lambda latents: latents) if vae is None else (lambda latents: decode_images(vae, latents))
+        self.options, self.vae, self.ratio = options, vae, compression(vae)
         if options.weights is None:
             raise ValueError("A perceptual loss needs the `weights` of its net.")
         self.lpips = LPIPS(options.weights, "vgg")
@@ -50,7 +49,7 @@ class PerceptualLoss(nn.Module):
 
         def images(views: torch.Tensor) -> torch.Tensor:
             parts = [views[i, :, y : y + height, x : x + width] for i, y, x in zip(chosen, tops, lefts)]
-            return self.decode(torch.stack(parts)) / 2 + 0.5
+            return decode_views(self.vae, torch.stack(parts)) / 2 + 0.5
 
         with torch.no_grad():
             target = images(truth)
