@@ -557,6 +557,31 @@ def test_photos_are_chosen_and_the_camera_is_dragged(sample, tmp_path):
     assert view.size == (512, 512) and app.live("nobody", wish) is None
 
 
+def test_a_live_view_that_comes_late_stops_nothing_but_an_earlier_one(tmp_path):
+    app = DemoApp(load_bundled, tmp_path)
+    app.load_sample("a", "sample")
+    session, lives = app.sessions["a"], []
+    app.begin("a")
+    work = app.generate("a", Wish(views=2, references=2, steps=2))
+    next(work)
+    before, free = session.glanced, Wish(FREE, references=2, steps=1)
+    late = threading.Thread(target=lambda: lives.append(app.live("a", free)))
+    late.start()
+    while session.glanced is before:  # until it has begun
+        time.sleep(0.01)
+    assert before.is_set() and not session.cancelled.is_set()
+    *_, last = work
+    late.join()
+    assert len(session.result.views) == 2 and last.news is session.result
+    assert lives[0].size == (512, 512), "it waited for its turn"
+    running, glanced = session.cancelled, session.glanced
+    app.begin("a")
+    assert running.is_set() and glanced.is_set(), "what counts stops both"
+    glanced = session.glance("a")
+    app.stop("a")
+    assert session.cancelled.is_set() and glanced.is_set()
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_examples_are_the_models_own(name, pipe, monkeypatch, tmp_path):
     """The first views, once more: `python examples/make_demo_results.py` makes them anew for another checkpoint."""

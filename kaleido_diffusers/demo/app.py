@@ -103,7 +103,7 @@ class DemoApp:
         Args:
             key (`str`): names the visitor.
         """
-        self.sessions[key].cancelled.set()
+        self.sessions[key].end()
 
     def sample(self, name: str) -> tuple[Capture, Result | None]:
         """A capture that ships, with views that were generated before where there are some.
@@ -155,7 +155,7 @@ class DemoApp:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
 
-        seconds = yield from self._in_turn(session, self._pose_pace * len(files), load)
+        seconds = yield from self._in_turn(session, cancelled, self._pose_pace * len(files), load)
         if session.capture is not None and len(files) > 2:
             self._pose_pace = seconds / len(files)
 
@@ -220,9 +220,10 @@ class DemoApp:
             return None
         plan = plan_views(session.capture, wish, self.limits)
         quick = Wish(**{**vars(wish), "steps": min(_LIVE_STEPS, int(wish.steps))})
-        session.begin(key)
-        cancelled, news = session.cancelled, None
-        work = self._in_turn(session, 1.0, lambda: generate(self.pipeline, session.capture, plan, quick, cancelled))
+        stopped, news = session.glance(key), None
+        work = self._in_turn(
+            session, stopped, 1.0, lambda: generate(self.pipeline, session.capture, plan, quick, stopped)
+        )
         for progress in work:
             news = progress.news or news
         return enlarged(news.views[0]) if news and news.views else None
@@ -251,7 +252,7 @@ class DemoApp:
                 yield progress
 
         amount = len(plan.targets) * int(wish.steps)
-        seconds = yield from self._in_turn(session, self._pace * amount, work)
+        seconds = yield from self._in_turn(session, cancelled, self._pace * amount, work)
         if session.result is not None and len(session.result.views) == len(plan.targets):
             self._pace = seconds / amount
 
@@ -317,9 +318,11 @@ class DemoApp:
             text += " Hardly a photo looks there: most of this view is invented."
         return Comparison(*map(enlarged, pair), has_truth, text)
 
-    def _in_turn(self, session: Session, seconds: float, work: Callable[[], Iterator[Progress]]):
+    def _in_turn(
+        self, session: Session, cancelled: threading.Event, seconds: float, work: Callable[[], Iterator[Progress]]
+    ):
         """One piece of work at a time, of all visitors; who waits is told place and time. Returns how long it took."""
-        cancelled, ticket = session.cancelled, self._turns.join(seconds)
+        ticket = self._turns.join(seconds)
         try:
             while not cancelled.is_set() and (line := self._turns.ahead(ticket)) is not None:
                 place, left = line

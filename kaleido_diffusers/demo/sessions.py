@@ -25,6 +25,7 @@ class Session:
         thumbnails (`dict`): files of the photos to click on, which are made once.
         page (`str`): the page whose work runs, or ran last.
         cancelled (`threading.Event`): of the work that runs for the visitor, or ran last.
+        glanced (`threading.Event`): of the live view of the free camera, likewise.
         touched (`float`): when the visitor was heard of last, by the monotonic clock.
     """
 
@@ -34,6 +35,7 @@ class Session:
     thumbnails: dict[tuple[int, int, bool], str] = field(default_factory=dict)
     page: str = ""
     cancelled: threading.Event = field(default_factory=threading.Event)
+    glanced: threading.Event = field(default_factory=threading.Event)
     touched: float = 0.0
 
     def begin(self, page: str = "") -> threading.Event:
@@ -42,10 +44,27 @@ class Session:
         Args:
             page (`str`, defaults to `""`): the page that wants it.
         """
-        self.cancelled.set()
+        self.end()
         self.page = page
         self.cancelled = threading.Event()
         return self.cancelled
+
+    def glance(self, page: str = "") -> threading.Event:
+        """Stops the live view that is made for the visitor, and nothing else: it may come late, when the visitor has
+        long begun what counts. Returns the event that stops the one that begins now.
+
+        Args:
+            page (`str`, defaults to `""`): the page that wants it.
+        """
+        self.glanced.set()
+        self.page = page
+        self.glanced = threading.Event()
+        return self.glanced
+
+    def end(self) -> None:
+        """Stops all that runs for the visitor."""
+        self.cancelled.set()
+        self.glanced.set()
 
 
 class Sessions:
@@ -93,7 +112,7 @@ class Sessions:
         if token is None:
             self.drop(page)
         elif session is not None and session.page == page:
-            session.cancelled.set()
+            session.end()
 
     def __getitem__(self, key: str) -> Session:
         """A visitor's session; a new one for who is not known, or not any more."""
@@ -104,7 +123,7 @@ class Sessions:
             session.touched = self._clock()
             self._sessions.move_to_end(key)
             while len(self._sessions) > self._most:
-                self._sessions.popitem(last=False)[1].cancelled.set()
+                self._sessions.popitem(last=False)[1].end()
             return session
 
     def drop(self, key: str) -> None:
@@ -116,7 +135,7 @@ class Sessions:
         with self._lock:
             session = self._sessions.pop(key, None)
         if session is not None:
-            session.cancelled.set()
+            session.end()
 
     def sweep(self) -> None:
         """Forgets the visitors who were not heard of for too long."""
