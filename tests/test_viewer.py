@@ -461,6 +461,22 @@ def test_the_command_of_the_docs_serves_until_interrupted(tmp_path):
     assert "closed" in said[-1]
 
 
+def test_ctrl_c_just_before_the_viewer_waits_ends_it_as_well(tmp_path, monkeypatch, capsys):
+    closed, close = [], Viewer.close
+
+    def interrupted(viewer):
+        raise KeyboardInterrupt
+
+    def noted(viewer):
+        closed.append(viewer)
+        close(viewer)
+
+    monkeypatch.setattr(Viewer, "wait", interrupted)
+    monkeypatch.setattr(Viewer, "close", noted)
+    assert cli.main(["view", "sample", "--port", "0", "--references", "1", "--output", str(tmp_path)]) == 0
+    assert len(closed) == 1 and capsys.readouterr().out.endswith("closed\n")
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

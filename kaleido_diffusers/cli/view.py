@@ -26,6 +26,9 @@ class View(ViewSettings):
             warnings.warn(f"Whoever reaches {viewer.url} sees the photos of {scene.name}.", stacklevel=2)
         print(f"{scene.name}: {len(scene)} photos; references {live.references}")
         print(f"{self.checkpoint}: {where_it_runs(pipe)}")
-        print(f"open {viewer.url} in a browser; Ctrl-C ends it", flush=True)
-        viewer.wait()
+        try:
+            print(f"open {viewer.url} in a browser; Ctrl-C ends it", flush=True)
+            viewer.wait()
+        except KeyboardInterrupt:  # between the two
+            viewer.close()
         print("closed")

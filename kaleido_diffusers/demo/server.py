@@ -341,8 +341,10 @@ def serve(
             head=SCRIPT,
             app_kwargs={"middleware": [guard], "docs_url": None},
         )
-        print(f"serving on http://{host}:{port} (Ctrl-C ends it)", flush=True)
         try:
+            print(f"serving on http://{host}:{port} (Ctrl-C ends it)", flush=True)
             page.block_thread()
+        except KeyboardInterrupt:  # between the two
+            page.close(verbose=False)
         finally:
             ended.set()
