@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 import textwrap
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from conftest import make_pipeline
 from hub_server import HubServer, client
 from huggingface_hub import ModelCard
+from interpreters import Interpreter, run_alone
 
 from kaleido_diffusers.loaders.adapter_files import AdapterInfo, save_adapter
 from kaleido_diffusers.loaders.lora_settings import make_lora_config
@@ -42,10 +41,7 @@ class Process:
 
     def __init__(self, server: HubServer, home: Path, token: str | None = "alices", offline: bool = False):
         self.home = home
-        env = client(server, home, token, offline)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-        )
+        self._process = Interpreter(LOOP, env=client(server, home, token, offline))
 
     def run(self, code: str, fails: bool = False) -> str:
         """What the code prints, or the error in which it must end."""
@@ -68,9 +64,7 @@ class Process:
         return self.run(code)
 
     def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        assert self._process.close() == 0
 
 
 @contextmanager
@@ -353,12 +347,10 @@ def test_loading_with_and_without_a_cache_online_and_offline(server, scene, pipe
         assert len(server.log) == seen, "offline is offline"
 
 
-def run_alone(env: dict[str, str], code: str) -> list[str]:
+def run_without_import(env: dict[str, str], code: str) -> list[str]:
     """Runs code that does not name the package in a fresh process: the lines that it prints."""
     assert "import kaleido_diffusers" not in code
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return run_alone(code, env=env).splitlines()
 
 
 SAME = """
@@ -377,20 +369,20 @@ def test_loading_without_importing_the_package(server, scene, pipes, tmp_path):
     online, offline = (client(server, tmp_path / "home", offline=value) for value in (False, True))
     name = "kaleido_diffusers.pipelines.pipeline_kaleido KaleidoViewSynthesisPipeline"
     saved = tmp_path / "saved"
-    assert run_alone(online, f"{code}{second}\npipe.save_pretrained({str(saved)!r})") == [name]
+    assert run_without_import(online, f"{code}{second}\npipe.save_pretrained({str(saved)!r})") == [name]
     index = json.loads((saved / "model_index.json").read_text())
     assert index["_class_name"] == "KaleidoViewSynthesisPipeline" and index["transformer"][0] == "kaleido_diffusers"
 
     fetched = len(server.requests("GET", "/storage/"))
     old = code.replace("trust_remote_code", f"revision={scene[0]!r}, trust_remote_code")
-    assert old != code and run_alone(online, code + second + old + first) == [name, name]
+    assert old != code and run_without_import(online, code + second + old + first) == [name, name]
     assert len(server.requests("GET", "/storage/")) == fetched + 1, "the first version alone was not there"
 
     # diffusers asks the Hub for the commit of code by a Hub id, offline too: a folder has none
     fetch = 'from huggingface_hub import snapshot_download; print(snapshot_download("alice/scene"))'
-    folder = run_alone(online, fetch)[0]
+    folder = run_without_import(online, fetch)[0]
     there = code.replace('"alice/scene"', repr(folder))
-    assert there != code and run_alone(offline, there + second) == [name]
+    assert there != code and run_without_import(offline, there + second) == [name]
 
 
 def test_code_of_a_repository_that_does_not_run(server, scene, tmp_path):
@@ -404,7 +396,7 @@ for arguments in ({}, {"custom_pipeline": "pipeline"}, {"custom_pipeline": "pipe
     except Exception as error:
         print(type(error).__name__, " ".join(str(error).split()))
 """
-    plain, untrusted, absent = run_alone(client(server, tmp_path), code)
+    plain, untrusted, absent = run_without_import(client(server, tmp_path), code)
     assert "no attribute KaleidoViewSynthesisPipeline" in plain
     assert untrusted.startswith("ValueError") and "Pass `trust_remote_code=True`" in untrusted
     assert absent == "ImportError This pipeline is in a package that is absent: `pip install kaleido-diffusers`."

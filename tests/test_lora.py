@@ -3,13 +3,11 @@
 import copy
 import json
 import os
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
 from conftest import Views, make_model, make_pipeline, random_poses
+from interpreters import run_alone
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -141,10 +139,7 @@ def test_adapters_load_in_a_fresh_process(tmp_path):
         assert torch.equal(generate(pipe), base), kind
     """
     folder = os.path.dirname(__file__)
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), folder, str(tmp_path)], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_alone(code, folder, tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)

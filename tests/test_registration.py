@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_model, make_pipeline
+from interpreters import run_alone
 from safetensors.torch import save_file
 
 
@@ -26,16 +27,10 @@ def run(pipe):
 """
 
 
-def fresh(code: str, *arguments, env: dict | None = None) -> str:
-    """Runs code in a new interpreter, offline; returns what it prints."""
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PREAMBLE) + textwrap.dedent(code), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+def fresh(code: str, *arguments, env: dict | None = None) -> None:
+    """Runs code in a new interpreter, offline."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})}
+    run_alone(textwrap.dedent(PREAMBLE) + textwrap.dedent(code), *arguments, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +92,9 @@ assert not hasattr(diffusers, "KaleidoNothing") and diffusers.__version__
 
 def test_the_package_waits_for_nothing_and_diffusers_knows_it(saved):
     """Imported first, or after diffusers, or a module of it alone."""
+    result = subprocess.run([sys.executable, "-c", ALONE, str(saved)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
     for code in (
-        ALONE,
         "import diffusers, kaleido_diffusers, sys\n"
         "assert 'kaleido_diffusers.models.transformer_kaleido' not in sys.modules\n"
         "assert diffusers.KaleidoTransformer3DModel is kaleido_diffusers.KaleidoTransformer3DModel\n"
@@ -106,8 +102,7 @@ def test_the_package_waits_for_nothing_and_diffusers_knows_it(saved):
         "import sys, kaleido_diffusers.pipelines.pipeline_kaleido as ours, diffusers\n"
         "assert type(diffusers.DiffusionPipeline.from_pretrained(sys.argv[1])) is ours.KaleidoViewSynthesisPipeline",
     ):
-        result = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr[-3000:]
+        run_alone(code, saved)
 
 
 def run_here(folder: Path) -> torch.Tensor:

@@ -1,8 +1,6 @@
 """Shards at the size of a lab: a million scenes opened at once, read over a network that fails, written by many."""
 
 import json
-import subprocess
-import sys
 import threading
 import time
 import tracemalloc
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hub_server import HubServer, Repo, client
+from interpreters import run_alone
 
 from kaleido_diffusers.captures.images import CaptureError
 from kaleido_diffusers.captures.readers import shard_files
@@ -246,10 +245,9 @@ def test_shards_on_the_hub(tmp_path):
     with HubServer() as server:
         repo = server.repos["you/shards"] = Repo(private=False)
         repo.commit("main", {path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir()})
-        env = client(server, tmp_path / "home") | {"PYTHONPATH": str(Path(__file__).parents[1])}
-        result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        said = run_alone(code, env=client(server, tmp_path / "home"))
         asked = server.requests("GET", "resolve/main/.*tar")
-    assert result.stdout.strip() == "[0.0, 10.0, 20.0, 30.0, 40.0, 50.0]", result.stderr
+    assert said == "[0.0, 10.0, 20.0, 30.0, 40.0, 50.0]\n"
     assert len(asked) == 6 and all(headers["range"].startswith("bytes=") for headers in asked)
 
 
