@@ -67,6 +67,9 @@ def test_latents_are_decoded_for_it(weights):
     assert loss.item() == pytest.approx(LPIPS(weights, "vgg")(*pictures).mean().item(), rel=1e-4)
     loss.backward()
     assert denoised.views.grad.abs().sum() > 0
+    denoised.views.grad = None
+    PerceptualLoss(PerceptualOptions(weights, share=0.5, crop=20), vae)(denoised, generator()).backward()
+    assert (denoised.views.grad.abs().sum(2) > 0).sum() == 9, "20 pixels want three cells of 8 along each side"
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "velocity"])
@@ -104,6 +107,8 @@ def test_options_are_checked_and_safetensors_are_read(weights, tmp_path):
     for wrong in ({"scale": -1.0}, {"share": 0.0}, {"share": 1.5}, {"crop": 8}):
         with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` of the perceptual loss"):
             PerceptualOptions(weights, **wrong)
+    with pytest.raises(ValueError, match="`size` must be 16 or more for the perceptual loss, got 8"):
+        make_config(tmp_path, size=8, perceptual=PerceptualOptions(weights))
     with pytest.raises(ValueError, match="needs the `weights`"):
         PerceptualLoss(PerceptualOptions(), None)
     save_file(torch.load(weights, weights_only=True), tmp_path / "vgg.safetensors")

@@ -255,6 +255,8 @@ class TrainConfig:
             raise ValueError(f"`target_group_sizes` must hold numbers from 1, got {self.target_group_sizes}.")
         if min(self.view_mix) < 0 or not 0 < sum(self.view_mix) < math.inf:
             raise ValueError(f"`view_mix` must hold weights from 0, not all zero, got {self.view_mix}.")
+        if self.perceptual.weights and self.size < 16:  # VGG-16 halves four times
+            raise ValueError(f"`size` must be 16 or more for the perceptual loss, got {self.size}.")
 
     def shard_degree(self, processes: int) -> int:
         """Processes that a copy of the model is split over. `ValueError` where copies and shards do not make up all

@@ -40,7 +40,8 @@ class PerceptualLoss(nn.Module):
             generator (`torch.Generator`): decides which views, and which parts of them (on the CPU).
         """
         made, truth = denoised.views.flatten(0, 1), denoised.truth.flatten(0, 1)
-        height, width = (min(side, self.options.crop // self.ratio) for side in made.shape[-2:])
+        crop = -(-self.options.crop // self.ratio)  # in cells, rounded up
+        height, width = (min(side, crop) for side in made.shape[-2:])
         count = max(1, round(self.options.share * len(made)))
         corners = torch.rand(2, count, generator=generator, dtype=torch.float32)
         tops = (corners[0] * (made.shape[-2] - height + 1)).int().tolist()
