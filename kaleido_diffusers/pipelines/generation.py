@@ -60,6 +60,7 @@ __all__ = [
     "check_targets",
     "encode_memory",
     "group_joins",
+    "known_prediction",
     "make_noise",
     "order_groups",
     "order_targets",
@@ -242,6 +243,17 @@ def taken_prediction(scheduler: Scheduler) -> str | None:
     if isinstance(scheduler, _SOLVERS) and config.use_flow_sigmas:
         return {"flow_prediction": "velocity", "sample": "sample"}.get(config.prediction_type)
     return None
+
+
+def known_prediction(scheduler: Scheduler, prediction_type: str | None) -> str:
+    """What the transformer predicts: as it is known, else what its scheduler takes it for, else a velocity (of a
+    scheduler that does not follow the flow, which [`check_prediction_type`] then refuses).
+
+    Args:
+        scheduler (`SchedulerMixin`): of the pipeline.
+        prediction_type (`str`, *optional*): what the transformer was trained to predict, if that is known.
+    """
+    return prediction_type or taken_prediction(scheduler) or "velocity"
 
 
 def adds_noise(scheduler: Scheduler) -> bool:

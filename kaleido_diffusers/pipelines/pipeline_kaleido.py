@@ -133,9 +133,7 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
     ):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
-        if prediction_type is None:
-            prediction_type = generation.taken_prediction(scheduler) or "velocity"
-        self.register_to_config(prediction_type=prediction_type)
+        self.register_to_config(prediction_type=generation.known_prediction(scheduler, prediction_type))
         self.vae_scale_factor = compression(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_resize=False)
         self._current_timestep = scheduler.config.num_train_timesteps
@@ -445,8 +443,10 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
             sigmas (`list[float]`, *optional*):
                 A schedule instead of `num_inference_steps`.
             guidance_scale (`float`, defaults to `1.0`):
-                Classifier-free guidance (arXiv 2207.12598): above 1, targets follow the references more closely at
-                twice the cost. The unconditional branch has no memory.
+                Classifier-free guidance (arXiv 2207.12598): above 1, targets follow the references more closely. Each
+                step then computes a second branch, without a memory: 1.4 times the operations of a call of 10 steps,
+                1.6 times those of 25 (`kaleido-tiny`, 6 references; measured in `benchmarks/README.md`, Guiders and
+                Step caches), and never more than twice.
             views_per_group (`int`, defaults to `4`):
                 Targets denoised together. Larger groups agree better among themselves.
             max_memory_views (`int`, *optional*):
@@ -501,16 +501,21 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
 
         # 1. Inputs: checked, images and cameras at the working size
         if memory is not None:
-            given = {
-                "images": images,
-                "poses": poses,
-                "intrinsics": intrinsics,
-                "fov": fov,
-                "frame_times": frame_times,
-            }
-            given |= {"target_intrinsics": target_intrinsics, "max_memory_views": max_memory_views}
-            given |= {"camera_scale": None if camera_scale == 1.0 else camera_scale}
-            self._check_memory(memory, height, width, target_poses, target_times, given)
+            self._check_memory(
+                memory,
+                height,
+                width,
+                target_poses,
+                target_times,
+                images=images,
+                poses=poses,
+                intrinsics=intrinsics,
+                fov=fov,
+                frame_times=frame_times,
+                target_intrinsics=target_intrinsics,
+                max_memory_views=max_memory_views,
+                camera_scale=None if camera_scale == 1.0 else camera_scale,
+            )
             height, width, max_memory_views = memory.height, memory.width, memory.max_memory_views
         height, width = height or self.default_sample_size, width or self.default_sample_size
         generation.check_guidance(guidance_scale)
@@ -607,11 +612,20 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
         if generator is None and latents is None:
             raise ValueError("`share_groups` needs the same noise in all processes: pass `generator` or `latents`.")
 
-    def _check_memory(self, memory: SceneMemory, height, width, target_poses, target_times, given: dict) -> None:
-        """Raises `ValueError` for a memory of another pipeline, and for arguments that do not go with a memory."""
+    def _check_memory(
+        self,
+        memory: SceneMemory,
+        height: int | None,
+        width: int | None,
+        target_poses: Any,
+        target_times: Any,
+        **settled: Any,
+    ) -> None:
+        """Raises `ValueError` for a memory of another pipeline, and for arguments that do not go with a memory: those
+        of `settled` that are given."""
         if memory.pipeline is not self:
             raise ValueError("`memory` was encoded by another pipeline: encode the references with this one.")
-        for name, value in given.items():
+        for name, value in settled.items():
             if value is not None:
                 hint = "; pass `target_poses` as `Cameras`" if name == "target_intrinsics" else ""
                 raise ValueError(f"`{name}` cannot be given along with `memory`, which settles it{hint}.")

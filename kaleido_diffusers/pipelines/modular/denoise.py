@@ -32,12 +32,12 @@ from ..generation import (
     check_guidance,
     check_prediction_type,
     group_joins,
+    known_prediction,
     predict,
     recall,
     replay,
     set_timesteps,
     take_step,
-    taken_prediction,
 )
 from ..memory import ViewMemory
 from .before_denoise import GROUPS, JOINS_MEMORY, MEMORY
@@ -220,8 +220,7 @@ class KaleidoDenoiseStep(LoopSequentialPipelineBlocks):
         """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
         block_state = self.get_block_state(state)
         scheduler, noise, groups = components.scheduler, block_state.noise, block_state.groups
-        known = components.config.prediction_type or taken_prediction(scheduler) or "velocity"
-        check_prediction_type(scheduler, known)
+        check_prediction_type(scheduler, known_prediction(scheduler, components.config.prediction_type))
         check_guidance(getattr(components.guider, "guidance_scale", 1.0))  # one has a scale for each frequency
         scenes = torch.arange(len(block_state.memory)).repeat_interleave(len(noise) // len(block_state.memory))
         targets = block_state.memory.shown.show(block_state.targets).rows(scenes)

@@ -39,7 +39,7 @@ from ...models.latents import compression
 from ...models.reference_cache import KaleidoReferenceCache
 from ...models.transformer_kaleido import KaleidoTransformer3DModel
 from ...schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
-from ..generation import encode_memory, taken_prediction
+from ..generation import encode_memory, known_prediction
 from ..hub import INDEX, MODULAR_INDEX, push_folder, write_code
 from ..turns import one_call_at_a_time
 
@@ -192,7 +192,7 @@ class KaleidoModularPipeline(ModularPipeline, KaleidoLoraLoaderMixin):
         parts = {name: getattr(self, name, None) for name in ("scheduler", "transformer", "vae")}
         if parts["transformer"] is None or parts["scheduler"] is None:
             return
-        known = self.config.get("prediction_type") or taken_prediction(parts["scheduler"]) or "velocity"
+        known = known_prediction(parts["scheduler"], self.config.get("prediction_type"))
         index = {"_class_name": "KaleidoViewSynthesisPipeline", "prediction_type": known}
         for name, part in parts.items():
             index[name] = [None, None] if part is None else list(_fetch_class_library_tuple(part))
