@@ -17,7 +17,7 @@ from interpreters import Interpreter, run_alone
 
 from kaleido_diffusers.loaders.adapter_files import AdapterInfo, save_adapter
 from kaleido_diffusers.loaders.lora_settings import make_lora_config
-from kaleido_diffusers.pipelines.hub import model_card, update_card
+from kaleido_diffusers.pipelines.hub import MODULAR_INDEX, model_card, update_card
 
 
 LOOP = """
@@ -253,7 +253,9 @@ def test_the_modular_form_is_pushed_and_loaded(server, alice, pipes):
     pipe = KaleidoModularPipeline.from_pretrained({str(pipes[0])!r})
     pipe.load_components()
     pipe.update_components(guider=KaleidoGuidance(2.5))
-    pipe.push_to_hub("alice/modular")
+    folder = {str(pipes[0].parent / "in blocks")!r}
+    pipe.save_pretrained(folder, push_to_hub=True, repo_id="alice/blocks", private=True)
+    pipe.push_to_hub("alice/modular", max_shard_size="100KB")
     loaded = ModularPipeline.from_pretrained("alice/modular")
     loaded.load_components()
     assert loaded.guider.guidance_scale == 2.5
@@ -264,12 +266,29 @@ def test_the_modular_form_is_pushed_and_loaded(server, alice, pipes):
     alice.run(code)
     repo = server.repos["alice/modular"]
     files = repo.commits[repo.branches["main"]]
-    index = json.loads(files["modular_model_index.json"])
+    index = json.loads(files[MODULAR_INDEX])
     for name in ("transformer", "scheduler", "guider"):
         spec = index[name][2]
         assert (spec["pretrained_model_name_or_path"], spec["subfolder"]) == ("alice/modular", name)
     assert "modular_config.json" not in files and "pipeline.py" in files
+    assert len([name for name in files if name.startswith("transformer/") and "-of-" in name]) > 1
+    assert server.repos["alice/blocks"].private and not repo.private
+    blocks = server.repos["alice/blocks"]
+    index = json.loads(blocks.commits[blocks.branches["main"]][MODULAR_INDEX])
+    assert index["guider"][2]["pretrained_model_name_or_path"] == "alice/blocks"
     assert 'from_pretrained("alice/modular")' in card_of(server, "alice/modular").text
+
+
+@pytest.mark.parametrize("form", ["KaleidoViewSynthesisPipeline", "KaleidoModularPipeline"])
+def test_an_option_that_pushing_does_not_know_is_refused_before_anything_is_saved(alice, pipes, tmp_path, form):
+    """A misspelt `repo_id` would push to a repository of the folder's name."""
+    code = f"""
+    import kaleido_diffusers
+    pipe = getattr(kaleido_diffusers, {form!r}).from_pretrained({str(pipes[0])!r})
+    pipe.save_pretrained({str(tmp_path / "saved")!r}, push_to_hub=True, repo="alice/option")
+    """
+    assert "unexpected keyword argument 'repo'" in alice.run(code, fails=True)
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_broken_upload_goes_on_where_it_was(server, alice, pipes, tmp_path):

@@ -15,11 +15,8 @@
 """Masked autoregressive view synthesis: groups of targets are denoised given a memory of clean views, and join it."""
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import wraps
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -42,10 +39,11 @@ from ..models.reference_cache import KaleidoReferenceCache
 from ..models.transformer_kaleido import KaleidoTransformer3DModel
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from . import generation
-from .hub import push_folder, write_code
+from .hub import write_code
 from .inputs import prepare_references, prepare_view_inputs
 from .memory import SceneMemory, ViewMemory
 from .modular.modular_pipeline import write_modular_index
+from .pushing import KaleidoPushMixin, PushOptions
 from .turns import one_call_at_a_time
 
 
@@ -99,7 +97,7 @@ class _Options:
     generator: torch.Generator | list[torch.Generator] | None  # of the noise that the scheduler adds
 
 
-class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
+class KaleidoViewSynthesisPipeline(KaleidoPushMixin, DiffusionPipeline, KaleidoLoraLoaderMixin):
     r"""
     Synthesises views of a scene from any number of posed reference photos, or frames of a video from other frames
     (Kaleido, arXiv 2510.04236).
@@ -176,43 +174,27 @@ class KaleidoViewSynthesisPipeline(DiffusionPipeline, KaleidoLoraLoaderMixin):
     def interrupt(self) -> bool:
         return self._interrupt
 
-    @wraps(DiffusionPipeline.save_pretrained, assigned=())
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs) -> None:
-        """As in diffusers, with an index beside it by which [`KaleidoModularPipeline`] loads the folder, and a
-        `pipeline.py` for code that knows diffusers alone; what `push_to_hub` uploads has a model card, see
-        [`push_folder`]."""
-        names = {"repo_id", "commit_message", "private", "create_pr", "token"} & kwargs.keys()
-        options = {"repo_id": Path(save_directory).name} | {name: kwargs.pop(name) for name in names}
-        super().save_pretrained(save_directory, *args, **kwargs)
-        variant = kwargs.get("variant", args[1] if len(args) > 1 else None)
-        write_modular_index(save_directory, self.components, self.config.prediction_type, variant)
-        write_code(save_directory)
-        if push_to_hub:
-            push_folder(save_directory, **options)
-
-    def push_to_hub(
+    def save_pretrained(
         self,
-        repo_id: str,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
+        save_directory: str | os.PathLike,
         safe_serialization: bool = True,
         variant: str | None = None,
-        subfolder: str | None = None,
-    ) -> str:
-        """As in diffusers, with a model card that tells something, see [`push_folder`]."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            return push_folder(
-                folder,
-                repo_id,
-                commit_message=commit_message or f"Upload {type(self).__name__}",
-                private=private,
-                token=token,
-                create_pr=create_pr,
-                subfolder=subfolder,
-            )
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """As in diffusers, with an index beside it by which [`KaleidoModularPipeline`] loads the folder, and a
+        `pipeline.py` for code that knows diffusers alone; what `push_to_hub` uploads has a model card, see
+        [`PushOptions`] for what goes along with it."""
+        push = PushOptions(**kwargs) if push_to_hub else None
+        super().save_pretrained(
+            save_directory, safe_serialization, variant, max_shard_size, use_flashpack=use_flashpack
+        )
+        write_modular_index(save_directory, self.components, self.config["prediction_type"], variant)
+        write_code(save_directory)
+        if push is not None:
+            push.push(save_directory)
 
     def check_inputs(
         self,

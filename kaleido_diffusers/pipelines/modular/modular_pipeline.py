@@ -16,7 +16,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,8 @@ from ...models.reference_cache import KaleidoReferenceCache
 from ...models.transformer_kaleido import KaleidoTransformer3DModel
 from ...schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from ..generation import encode_memory, known_prediction
-from ..hub import INDEX, MODULAR_INDEX, push_folder, write_code
+from ..hub import INDEX, MODULAR_INDEX, write_code
+from ..pushing import KaleidoPushMixin, PushOptions
 from ..turns import one_call_at_a_time
 
 
@@ -94,7 +94,7 @@ IMAGE_PROCESSOR = ComponentSpec(
 )
 
 
-class KaleidoModularPipeline(ModularPipeline, KaleidoLoraLoaderMixin):
+class KaleidoModularPipeline(KaleidoPushMixin, ModularPipeline, KaleidoLoraLoaderMixin):
     """
     [`KaleidoViewSynthesisPipeline`] in blocks, see [`KaleidoBlocks`]. To the bit the same views.
 
@@ -158,34 +158,29 @@ class KaleidoModularPipeline(ModularPipeline, KaleidoLoraLoaderMixin):
         """As in diffusers; calls from several threads wait for each other."""
         return super().__call__(*args, **kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        overwrite_modular_index: bool = True,
+        **kwargs: Any,
+    ) -> None:
         """As in diffusers. Both forms load the folder, from wherever it is moved to; what `push_to_hub` uploads has a
-        model card, see [`push_folder`]."""
+        model card, see [`PushOptions`] for what goes along with it."""
+        push = PushOptions(**kwargs) if push_to_hub else None
         folder = os.fspath(save_directory)
-        names = {"repo_id", "commit_message", "private", "create_pr", "token"} & kwargs.keys()
-        options = {"repo_id": Path(folder).name} | {name: kwargs.pop(name) for name in names}
         if getattr(self, "guider", None) is not None:
             self._keep_guider()
-        super().save_pretrained(folder, *args, **{"overwrite_modular_index": True, **kwargs})
+        super().save_pretrained(
+            folder, safe_serialization, variant, max_shard_size, overwrite_modular_index=overwrite_modular_index
+        )
         _write_index(folder, MODULAR_INDEX, dict(self.config) | {"_class_name": type(self).__name__})
         self._write_standard_index(folder)
-        if push_to_hub:
-            push_folder(folder, **options)
-
-    def push_to_hub(self, repo_id: str, **kwargs) -> str:
-        """
-        As in diffusers, with a model card that tells something, see [`push_folder`].
-
-        Args:
-            repo_id (`str`): `name/repository`; made if it is not there.
-            kwargs: as in diffusers.
-        """
-        names = {"safe_serialization", "variant", "max_shard_size"} & kwargs.keys()
-        saving = {name: kwargs.pop(name) for name in names}
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **saving)
-            message = kwargs.pop("commit_message", None) or f"Upload {type(self).__name__}"
-            return push_folder(folder, repo_id, commit_message=message, **kwargs)
+        if push is not None:
+            push.push(folder)
 
     def _write_standard_index(self, folder: str) -> None:
         """`model_index.json` and `pipeline.py`, where there is all that the standard form needs."""
