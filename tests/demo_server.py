@@ -14,6 +14,9 @@ from pathlib import Path
 from conftest import free_port
 
 
+PATIENCE = 180.0  # seconds; only a page that hangs gets there
+
+
 @dataclass(frozen=True)
 class Server:
     url: str
@@ -66,7 +69,7 @@ def demo_server(folder: Path, *options: str, command: tuple[str, ...] | None = N
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(30)
+            process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -74,11 +77,11 @@ def demo_server(folder: Path, *options: str, command: tuple[str, ...] | None = N
 
 
 def _wait(server: Server) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         assert server.process.poll() is None, server.log.read_text()
         if "serving on" in server.log.read_text():
-            urllib.request.urlopen(server.url, timeout=30).close()
+            urllib.request.urlopen(server.url, timeout=PATIENCE).close()
             return
         time.sleep(0.2)
     raise AssertionError(f"the server did not start:\n{server.log.read_text()}")

@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from demo_server import demo_server
+from demo_server import PATIENCE, demo_server
 
 from kaleido_diffusers import (
     KaleidoReferenceCache,
@@ -692,7 +692,7 @@ def server(tmp_path_factory):
 
 def status_of(request) -> int:
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -741,7 +741,7 @@ def upload(server, name: str, content: bytes) -> str:
 def test_uploads_are_bounded_and_stay_inside(server):
     path = upload(server, "../../evil.png", b"x")
     assert Path(path).is_relative_to(server.temporary) and Path(path).parent.parent.name == "gradio"
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=PATIENCE)
     connection.putrequest("POST", "/gradio_api/upload")
     connection.putheader("Content-Length", "2500000")
     connection.endheaders()  # nothing of it is sent: the answer does not wait for it
@@ -755,9 +755,9 @@ def test_a_path_that_was_not_uploaded_is_refused(server):
         body = json.dumps({"data": [files], "session_hash": "somebody"}).encode()
         call = f"{server.url}/gradio_api/call/upload"
         request = urllib.request.Request(call, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             event = json.load(answer)["event_id"]
-        with urllib.request.urlopen(f"{call}/{event}", timeout=60) as answer:
+        with urllib.request.urlopen(f"{call}/{event}", timeout=PATIENCE) as answer:
             said = answer.read().decode()
         assert said.startswith("event: error") and "root:" not in said and "Traceback" not in said
 
@@ -766,7 +766,7 @@ def test_errors_are_sentences_for_those_who_call_the_server_too(server):
     from gradio_client import Client
     from gradio_client.exceptions import AppError
 
-    client = Client(server.url, verbose=False)
+    client = Client(server.url, verbose=False, httpx_kwargs={"timeout": PATIENCE})
     with pytest.raises(AppError, match="There are no photos yet"):
         client.predict("orbit", 4, 0, 30, 1, 1, 6, 4, 1, 0, api_name="/generate")
     client.predict("sample", api_name="/sample")
@@ -778,7 +778,7 @@ def test_errors_are_sentences_for_those_who_call_the_server_too(server):
 
 
 def test_browsers_are_told_to_load_nothing_from_elsewhere(server):
-    with urllib.request.urlopen(server.url, timeout=30) as answer:
+    with urllib.request.urlopen(server.url, timeout=PATIENCE) as answer:
         policy = answer.headers["content-security-policy"]
     assert "default-src 'self'" in policy and "http" not in policy
 
@@ -787,7 +787,8 @@ def visit(server, number: int) -> tuple[int, dict, np.ndarray]:
     """One visitor who wants a view that nobody else wants: how often told to wait, the camera and the view."""
     from gradio_client import Client
 
-    client = Client(server.url, verbose=False, download_files=server.log.parent / "downloads")
+    options = {"download_files": server.log.parent / "downloads", "httpx_kwargs": {"timeout": PATIENCE}}
+    client = Client(server.url, verbose=False, **options)
     client.predict("sample", api_name="/sample")
     job = client.submit(*wish_of(number), api_name="/generate")
     job.result()
@@ -851,7 +852,7 @@ def test_uploads_are_deleted_in_time(tmp_path):
     with demo_server(tmp_path, "--keep-minutes", "0.05") as server:
         path = Path(upload(server, "mine.png", b"x"))
         assert path.exists()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while path.exists() and time.monotonic() < deadline:
             time.sleep(0.2)
         assert not path.exists()
@@ -886,5 +887,5 @@ def test_the_space_runs_from_a_folder_of_its_own(tmp_path):
             (space / file.name).write_bytes(file.read_bytes())
     (space / "kaleido_diffusers").symlink_to(ROOT / "kaleido_diffusers")
     with demo_server(tmp_path / "run", command=(sys.executable, "app.py"), cwd=space) as server:
-        with urllib.request.urlopen(server.url, timeout=30) as answer:
+        with urllib.request.urlopen(server.url, timeout=PATIENCE) as answer:
             assert "Kaleido" in answer.read().decode()

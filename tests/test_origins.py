@@ -11,7 +11,7 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-from demo_server import demo_server
+from demo_server import PATIENCE, demo_server
 from markdown_it import MarkdownIt
 
 from kaleido_diffusers import bundled_checkpoint, load_scene, sample_capture
@@ -82,7 +82,7 @@ def test_the_viewer_shows_its_photos_to_its_own_page_alone(tmp_path):
         options = {"subprotocols": [f"viser-v{viser.__version__}"]}
         for origin in (viewer.url, "https://views.example.org", None):
             with connect(f"ws://{place}", origin=origin, **options) as socket:
-                assert len(socket.recv(timeout=10)) > 10
+                assert len(socket.recv(timeout=PATIENCE)) > 10
         for origin in ("https://evil.example", "null", "http://localhost:1"):
             with pytest.raises(InvalidStatus, match="403"):
                 connect(f"ws://{place}", origin=origin, **options)
@@ -109,7 +109,7 @@ def server(tmp_path_factory):
 
 def ask(server, method: str, path: str, body: bytes | None = None, **headers) -> tuple[int, str]:
     place = urlsplit(server.url).netloc
-    connection = http.client.HTTPConnection(place, timeout=60)
+    connection = http.client.HTTPConnection(place, timeout=PATIENCE)
     connection.request(method, path, body, {"Host": place, **{k.replace("_", "-"): v for k, v in headers.items()}})
     answer = connection.getresponse()
     return answer.status, answer.read().decode("utf-8", "replace")
@@ -154,7 +154,7 @@ def test_every_body_is_limited(server):
     for path in ("/gradio_api/queue/join", "/gradio_api/run/preview", "/gradio_api/call/preview", "/anything"):
         assert ask(server, "POST", path, large, Content_Type="application/json")[0] == 413
     place = urlsplit(server.url)
-    connection = http.client.HTTPConnection(place.netloc, timeout=60)  # says nothing of its size
+    connection = http.client.HTTPConnection(place.netloc, timeout=PATIENCE)  # says nothing of its size
     try:
         pieces = (b"[" + b"1," * 500_000 for _ in range(300))
         connection.request("POST", "/gradio_api/queue/join", pieces, encode_chunked=True)
@@ -195,7 +195,7 @@ def test_broken_uploads_and_old_files_go_and_the_log_stays_short(server):
     place = urlsplit(server.url).netloc
     before = len(server.log.read_text())
     for _ in range(2):
-        connection = http.client.HTTPConnection(place, timeout=60)
+        connection = http.client.HTTPConnection(place, timeout=PATIENCE)
         connection.putrequest("POST", "/gradio_api/upload")
         connection.putheader("Content-Type", "multipart/form-data; boundary=x")
         connection.putheader("Content-Length", "4000000")
@@ -206,7 +206,7 @@ def test_broken_uploads_and_old_files_go_and_the_log_stays_short(server):
         connection.close()
     form = head + b"y" * 1000 + b"\r\n--x--\r\n"
     assert ask(server, "POST", "/gradio_api/upload", form, Content_Type="multipart/form-data; boundary=x")[0] == 200
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while sum(path.stat().st_size for path in server.files() if path.exists()) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not server.files(), "back to nothing after --keep-minutes"
