@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
-from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 
 from ..bundled import resolve_checkpoint
 from ..files import folder_written_whole, refuse_existing, write_json
@@ -23,6 +23,7 @@ from ..pipelines.hub import write_code
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..schedulers.scheduling_rectified_flow_view import RectifiedFlowViewScheduler
 from .checkpoint_info import is_checkpoint
+from .checks import check_folder
 from .loading import say_next
 from .settings import ConvertSettings
 
@@ -38,8 +39,7 @@ class Convert(ConvertSettings):
         self._check_output(Path(source))
         renames = None if self.rename is None else read_renames(self.rename)
         checkpoint = read_checkpoint(source, self.weights, renames)
-        print(f"{source}: {len(checkpoint.tensors)} tensors, {checkpoint.weights} weights")
-        pipe = self._pipeline(checkpoint)
+        pipe = self._pipeline(checkpoint, f"{source}: {len(checkpoint.tensors)} tensors, {checkpoint.weights} weights")
         self.output.absolute().parent.mkdir(parents=True, exist_ok=True)
         if self.onnx:
             self._write_onnx(pipe, Path(source))
@@ -55,6 +55,8 @@ class Convert(ConvertSettings):
         say_next("info", self.output)
 
     def _check_output(self, source: Path) -> None:
+        check_folder(self.output.absolute().parent)
+        self._shards({})
         if not self.overwrite:
             refuse_existing(self.output)
         elif source.resolve().is_relative_to(self.output.resolve()):
@@ -64,8 +66,8 @@ class Convert(ConvertSettings):
                 f"--output {self.output} is no checkpoint, which alone --overwrite replaces: name another."
             )
 
-    def _pipeline(self, checkpoint: Checkpoint) -> KaleidoViewSynthesisPipeline:
-        """The pipeline of a checkpoint, without a VAE; says what is known and what is assumed."""
+    def _pipeline(self, checkpoint: Checkpoint, title: str) -> KaleidoViewSynthesisPipeline:
+        """The pipeline of a checkpoint, without a VAE; says, below a title, what is known and what is assumed."""
         given: dict[str, Any] = {key: value for key, value in vars(self.config).items() if value is not None}
         prediction = {"prediction_type": given.pop("prediction_type")} if "prediction_type" in given else {}
         converted = convert_weights(KaleidoTransformer3DModel, checkpoint, given, self.channels_last_patches)
@@ -73,6 +75,7 @@ class Convert(ConvertSettings):
         scheduler = RectifiedFlowViewScheduler.from_config(checkpoint.scheduler or {}, **prediction)
         shown = {**json.loads(base_architecture(transformer)), "prediction_type": scheduler.config.prediction_type}
         assumed = [*converted.assumed, *(() if checkpoint.scheduler or prediction else ["prediction_type"])]
+        print(title)
         for key, value in shown.items():
             print(f"  {key:<20} {value}" + (" (assumed)" if key in assumed else ""))
         return KaleidoViewSynthesisPipeline(transformer, scheduler)
@@ -121,15 +124,22 @@ class Convert(ConvertSettings):
         """As `save_pretrained`, without holding a shard in memory."""
         dtypes = self._dtypes(tensors)
         sizes = {name: torch.empty(x.shape, dtype=dtypes[name], device="meta") for name, x in tensors.items()}
-        pattern = SAFETENSORS_WEIGHTS_NAME.replace(".", "{suffix}.")
-        shards = split_torch_state_dict_into_shards(
-            sizes, filename_pattern=pattern, max_shard_size=self.max_shard_size
-        )
+        shards = self._shards(sizes)
         for file, names in shards.filename_to_tensors.items():
             write_safetensors(folder / file, {name: tensors[name] for name in names}, dtypes, {"format": "pt"})
         if shards.is_sharded:
             index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
             write_json(folder / f"{SAFETENSORS_WEIGHTS_NAME}.index.json", index)
+
+    def _shards(self, sizes: dict[str, torch.Tensor]) -> StateDictSplit:
+        """Which tensors go into which file."""
+        pattern = SAFETENSORS_WEIGHTS_NAME.replace(".", "{suffix}.")
+        try:
+            return split_torch_state_dict_into_shards(
+                sizes, filename_pattern=pattern, max_shard_size=self.max_shard_size
+            )
+        except ValueError as error:
+            raise ValueError(f"--max-shard-size is such as 10GB, got {self.max_shard_size!r} ({error})") from error
 
     def _dtypes(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.dtype]:
         """Precision of each tensor, by the rule of `from_pretrained`."""

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from tqdm.auto import tqdm
 
 from ..captures.images import save_image
 from ..evaluation.metrics import LPIPS
-from ..evaluation.protocol import EvaluationResult, capture_case, evaluate, synthetic_cases
+from ..evaluation.protocol import EvaluationCase, EvaluationResult, capture_case, evaluate, synthetic_cases
 from ..evaluation.report import contact_sheet, markdown_table, plot_scores
 from ..files import refuse_existing, write_text
+from .checks import check_at_least, check_folder, check_views, errors_first
 from .evaluate_protocol import list_protocols, merge, run_protocol
 from .loading import load_pipeline, say_next
 from .settings import EvaluateSettings
@@ -29,6 +31,8 @@ class Evaluate(EvaluateSettings):
     def run(self) -> None:
         if self.published.list_protocols:
             return list_protocols()
+        check_folder(self.output)
+        check_at_least(self, steps=1, size=8, scenes=1, views_per_group=1)
         if self.published.merge:
             return merge(self.published.merge, self.output)
         if self.published.protocol is not None:
@@ -41,31 +45,34 @@ class Evaluate(EvaluateSettings):
     def _run_own(self, references: tuple[int, ...]) -> None:
         if not self.overwrite:
             refuse_existing(self.output / "scores.json")
-        pipe = None if self.checkpoint == "none" else load_pipeline(self.checkpoint, self.device, lora=self.lora)
-        size = self.size or (64 if pipe is None else pipe.default_sample_size)
-        most = max(references)
-        if self.data in ("test", "validation"):
-            worlds = (self.scenes, size, self.level, self.data, most, self.spread, self.max_solids)
-            cases, total = synthetic_cases(*worlds), self.scenes
-        else:
-            scene = self.capture.load(self.data)
-            targets, rest = self.capture.split_of(scene)
-            cases, total = [capture_case(scene, targets, size, size, most, rest)], 1
-            if min(references) > len(rest):
-                raise ValueError(f"--references: {scene.name} has {len(rest)} photos that may be references.")
+        if min(references) < 1:
+            raise ValueError(f"--references must be at least 1, where no --protocol is run, got {min(references)}.")
+        with errors_first():
+            lpips = None if self.lpips is None else LPIPS(self.lpips)
+            pipe = None if self.checkpoint == "none" else load_pipeline(self.checkpoint, self.device, lora=self.lora)
+            size = self.size or (64 if pipe is None else pipe.default_sample_size)
+            if pipe is not None:
+                check_views(pipe, size, size, self.guidance_scale)
+            cases, total = self._cases(references, size)
         options = {"height": size, "width": size, "num_inference_steps": self.steps}
         options |= {"guidance_scale": self.guidance_scale, "views_per_group": self.views_per_group}
         if pipe is not None:
             pipe.set_progress_bar_config(disable=total > 1)
         started = time.monotonic()
-        result = evaluate(
-            pipe,
-            tqdm(cases, total=total, desc="scenes"),
-            references,
-            None if self.lpips is None else LPIPS(self.lpips),
-            **options,
-        )
+        result = evaluate(pipe, tqdm(cases, total=total, desc="scenes"), references, lpips, **options)
         self._write(result, time.monotonic() - started)
+
+    def _cases(self, references: tuple[int, ...], size: int) -> tuple[Iterable[EvaluationCase], int]:
+        """What is scored on, and how many scenes that are."""
+        most = max(references)
+        if self.data in ("test", "validation"):
+            worlds = (self.scenes, size, self.level, self.data, most, self.spread, self.max_solids)
+            return synthetic_cases(*worlds), self.scenes
+        scene = self.capture.load(self.data)
+        targets, rest = self.capture.split_of(scene)
+        if min(references) > len(rest):
+            raise ValueError(f"--references: {scene.name} has {len(rest)} photos that may be references.")
+        return [capture_case(scene, targets, size, size, most, rest)], 1
 
     def _write(self, result: EvaluationResult, seconds: float) -> None:
         self.output.mkdir(parents=True, exist_ok=True)

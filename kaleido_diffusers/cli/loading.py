@@ -18,20 +18,7 @@ from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from .errors import plain
 
 
-__all__ = ["check_at_least", "load_pipeline", "loading_of", "say_next", "where_it_runs"]
-
-
-def check_at_least(settings: object, **least: int) -> None:
-    """Raises `ValueError` that names the option of a setting that is too small; `None` is none.
-
-    Args:
-        settings (`object`): of a verb.
-        least (`int`): by the names of settings, their smallest values.
-    """
-    for name, low in least.items():
-        value = getattr(settings, name)
-        if value is not None and value < low:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {value}.")
+__all__ = ["check_name", "load_pipeline", "loading_of", "say_next", "where_it_runs"]
 
 
 def say_next(*words: str | Path | None, **options: str | Path | None) -> None:
@@ -88,9 +75,9 @@ def load_pipeline(
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     precision = fast_dtype(device.split(":")[0]) if dtype == "auto" else getattr(torch, dtype)
     folder, adapter = resolve_checkpoint(checkpoint), None
-    _check_name("--checkpoint", folder)
+    check_name("--checkpoint", folder)
     if lora is not None:
-        _check_name("--lora", lora)
+        check_name("--lora", lora)
     if (Path(folder) / LORA_WEIGHT_NAME_SAFE).is_file():
         adapter, folder = folder, _base_of(folder)
     with loading_of(checkpoint):
@@ -116,8 +103,13 @@ def where_it_runs(pipe: KaleidoViewSynthesisPipeline) -> str:
     return f"{str(pipe.dtype).removeprefix('torch.')} on {pipe.device}"
 
 
-def _check_name(option: str, name: str) -> None:
-    """Refuses what is neither a folder here nor can be a Hub id, before anybody is asked for it."""
+def check_name(option: str, name: str) -> None:
+    """Raises `ValueError` for what is neither a folder here nor can be a Hub id, before anybody is asked for it.
+
+    Args:
+        option (`str`): that names it.
+        name (`str`): as it was given.
+    """
     if Path(name).exists() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return
     near = difflib.get_close_matches(name, BUNDLED, 1)

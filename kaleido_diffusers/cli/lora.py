@@ -16,7 +16,8 @@ from ..loaders.adapter_files import save_adapter
 from ..pipelines.hub import write_card
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..training.loop import Trainer
-from .loading import say_next
+from .checks import check_at_least, check_folder, errors_first
+from .loading import check_name, say_next
 from .settings import LoraSettings
 
 
@@ -29,14 +30,20 @@ class Lora(LoraSettings):
     def run(self) -> None:
         if not self.scored_references or min(self.scored_references) < 1:
             raise ValueError(f"--scored-references must be numbers from 1, got {self.scored_references}.")
+        check_at_least(self, denoising_steps=1)
         base = resolve_checkpoint(self.checkpoint)
+        check_name("--checkpoint", base)
         capture = resolve_capture(self.capture)
         output = self.output or Path("runs") / Path(capture).absolute().name
-        config = self.recipe.settings(capture, output, Path(base), self.capture_options, self.overwrite)
-        trainer = Trainer(config)
+        check_folder(output)
         case, rows, pictures = None, [], {}
-        if trainer.is_main:  # before the training: whatever scores need is there, or is missed now
-            case = self._case(capture, config.size)
+        with errors_first():
+            config = self.recipe.settings(capture, output, Path(base), self.capture_options, self.overwrite)
+            trainer = Trainer(config)
+            trainer.check()
+            if trainer.is_main:  # before the training: whatever scores need is there, or is missed now
+                case = self._case(capture, config.size)
+        if case is not None:
             pipe = KaleidoViewSynthesisPipeline.from_pretrained(base).to(trainer.accelerator.device)
             rows = self._scores(None, case, "all") + self._scores(pipe, case, "base", pictures)
             del pipe

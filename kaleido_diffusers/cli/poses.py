@@ -5,17 +5,18 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
 from ..captures.images import CaptureError
-from ..captures.posing.reconstruction import estimate_poses, find_photos, remove_run
+from ..captures.posing.reconstruction import estimate_poses, find_photos
 from ..captures.posing.video import sharp_frames
 from ..captures.readers.assembly import IMAGE_SUFFIXES
 from ..files import same_command
+from .checks import check_at_least, check_folder, errors_first
 from .errors import INTERRUPTED
-from .loading import check_at_least, say_next
+from .loading import say_next
 from .settings import PosesSettings
 
 
@@ -52,12 +53,21 @@ class Poses(PosesSettings):
         check_at_least(self, max_image_size=1, max_features=1, frames=1)
         output = self.output or Path(f"{self.photos.stem or self.photos.absolute().name}-capture")
         was_finished = (output / "report.json").is_file() and not self.overwrite
-        with _ending_at_once(f"{same_command(self.overwrite).capitalize()} goes on with what {output} holds."):
-            if self.overwrite:
-                remove_run(output, find_photos(self.photos) if self.photos.is_dir() else [])
+        check_folder(output)
+        told = f"{same_command(self.overwrite).capitalize()} goes on with what {output} holds."
+        with _ending_at_once(told), ExitStack() as checks:
+            checks.enter_context(errors_first())
             photos, matching = self._photos(output)
             report = estimate_poses(
-                photos, output, matching, self.max_image_size, self.max_features, self.threads, self.seed
+                photos,
+                output,
+                matching,
+                self.max_image_size,
+                self.max_features,
+                self.threads,
+                self.seed,
+                self.overwrite,
+                checks.close,
             )
         print(report)
         if was_finished:
@@ -76,5 +86,5 @@ class Poses(PosesSettings):
                 f"{self.photos} is one photo, which needs no pose:"
                 f" kaleido render {self.photos}. Poses are found for a folder of photos."
             )
-        frames = sharp_frames(self.photos, output / "images", self.frames, self.start, self.end)
+        frames = sharp_frames(self.photos, output / "images", self.frames, self.start, self.end, self.overwrite)
         return frames, "sequential" if self.matching == "auto" else self.matching

@@ -28,8 +28,9 @@ from ..geometry.trajectories import camera_path
 from ..models.precision import fast_dtype
 from ..pipelines.inputs import DEFAULT_FOV
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
+from .checks import check_at_least, check_folder, check_views, errors_first
 from .cost import rendering_cost
-from .loading import check_at_least, load_pipeline, say_next, where_it_runs
+from .loading import load_pipeline, say_next, where_it_runs
 from .settings import RenderSettings
 
 
@@ -92,35 +93,22 @@ class _ViewBar:
 
 class Render(RenderSettings):
     def run(self) -> None:
-        if self.fov is not None and not is_photo(self.capture):
-            raise ValueError("--fov is for a single photo: a capture brings its lenses.")
-        if self.export != "none" and self.trajectory == "none":
-            raise ValueError("--export writes a fly-through: pass --trajectory.")
-        check_at_least(
-            self, references=1, views=1, height=8, width=8, steps=1, views_per_group=1, max_memory_views=1, fps=0.01
-        )
-        if is_photo(self.capture):
-            self.trajectory = "arc" if self.trajectory == "none" else self.trajectory
-            scene = self._photo()
-            targets, references, path = [], [0], self._path(scene, [0])
-        elif self.trajectory == "none" and self.targets == "none":
-            raise ValueError("There is nothing to render: pass --targets or --trajectory.")
-        else:
-            scene = self.capture_options.load(self.capture)
-            targets, references, path = self._views(scene)
-        if not self.overwrite:
-            refuse_existing(*self._outputs(scene, bool(targets)))
-        on_cpu = self.device == "cpu" or not torch.accelerator.is_available()
-        processes = PartialState(cpu=on_cpu)  # before the pipeline: it decides what `cuda` is
-        if processes.num_processes > 1 and self.joins_memory == "all":
-            raise ValueError(
-                "With --joins-memory all, groups wait for each other: give several processes `first` or `none`."
-            )
-        pipe = self._pipeline(processes)
+        with errors_first():
+            scene, targets, references, path = self._inputs()
+            if not self.overwrite:
+                refuse_existing(*self._outputs(scene, bool(targets)))
+            on_cpu = self.device == "cpu" or not torch.accelerator.is_available()
+            processes = PartialState(cpu=on_cpu)  # before the pipeline: it decides what `cuda` is
+            if processes.num_processes > 1 and self.joins_memory == "all":
+                raise ValueError(
+                    "With --joins-memory all, groups wait for each other: give several processes `first` or `none`."
+                )
+            pipe = self._pipeline(processes)
+            check_views(pipe, self.height, self.width, self.guidance_scale)
+            self._check_cost(pipe, len(references), len(targets) + (0 if path is None else len(path)))
         pipe.set_progress_bar_config(disable=True)  # it counts steps; ours counts views
         processes.print(f"{scene.name}: {len(scene)} photos; references {references}; targets {targets or 'none'}")
         processes.print(f"{self.checkpoint}: {where_it_runs(pipe)}")
-        self._check_cost(pipe, len(references), len(targets) + (0 if path is None else len(path)))
         self.output.mkdir(parents=True, exist_ok=True)
         written = []
         if targets:
@@ -131,6 +119,25 @@ class Render(RenderSettings):
             print(f"wrote {path}")
         if written:
             self._say_next()
+
+    def _inputs(self) -> tuple[Scene, list[int], list[int], Cameras | None]:
+        """The capture, its targets and references, and the path of the fly-through."""
+        if self.fov is not None and not is_photo(self.capture):
+            raise ValueError("--fov is for a single photo: a capture brings its lenses.")
+        if self.export != "none" and self.trajectory == "none":
+            raise ValueError("--export writes a fly-through: pass --trajectory.")
+        check_at_least(
+            self, references=1, views=1, height=8, width=8, steps=1, views_per_group=1, max_memory_views=1, fps=0.01
+        )
+        check_folder(self.output)
+        if is_photo(self.capture):
+            self.trajectory = "arc" if self.trajectory == "none" else self.trajectory
+            scene = self._photo()
+            return scene, [], [0], self._path(scene, [0])
+        if self.trajectory == "none" and self.targets == "none":
+            raise ValueError("There is nothing to render: pass --targets or --trajectory.")
+        scene = self.capture_options.load(self.capture)
+        return scene, *self._views(scene)
 
     def _outputs(self, scene: Scene, has_targets: bool) -> list[Path]:
         """All that will be written, whatever of it."""

@@ -14,7 +14,8 @@ from ..captures.readers.shards import find_shard
 from ..worlds.shard_jobs import Place, ShardJob, listed_names, print_summary, write_missing_indices
 from ..worlds.shard_writing import shard_name
 from ..worlds.sources import SourceOptions, is_rendered, open_source
-from .loading import say_next
+from .checks import check_at_least, check_folder
+from .loading import check_name, say_next
 from .settings import ShardSettings
 
 
@@ -32,7 +33,7 @@ class Shard(ShardSettings):
         if self.index:
             print(f"wrote {write_missing_indices(self.output)} indices in {self.output}")
             return
-        self.output.mkdir(parents=True, exist_ok=True)
+        self._check()
         total = self.scenes if self.data[1:] == () and is_rendered(self.data[0]) and count == 1 else None
         with tqdm(total=total, desc="scenes") as bar:
             for job, written in self._results(self._jobs(number, count), bar):
@@ -40,6 +41,16 @@ class Shard(ShardSettings):
                 tqdm.write(f"wrote {path}" if written else f"{path} is finished already")
         print_summary(self.output)
         say_next("train", data=self.output, vae=self.vae, output=Path("runs") / self.output.name)
+
+    def _check(self) -> None:
+        """Raises for what would end the work later, or in its middle."""
+        check_at_least(self, size=8, scenes=1, views=1, samples=1, max_solids=1)
+        check_folder(self.output)
+        if self.vae is not None:
+            check_name("--vae", str(self.vae))
+        for entry in (entry for name in self.data for entry in listed_names(name)):
+            if not (is_rendered(entry) or is_remote(entry) or Path(entry).exists()):
+                open_source(entry, self._options())  # which says what it may be
 
     def _jobs(self, number: int, count: int) -> Iterator[ShardJob]:
         """The shards of a part, one after the other."""

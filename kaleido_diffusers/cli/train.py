@@ -7,6 +7,7 @@ import torch
 from ..training.hardware import CARDS, card_at_hand
 from ..training.loop import Trainer
 from ..training.plan import make_plan
+from .checks import check_folder
 from .loading import say_next
 from .settings import TrainSettings
 
@@ -19,6 +20,7 @@ class Train(TrainSettings):
         if self.plan:
             self._print_plan()
             return
+        check_folder(self.output)
         trainer = Trainer(self)
         pipeline = trainer.train()
         if trainer.is_main:

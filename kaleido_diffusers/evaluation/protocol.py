@@ -141,14 +141,16 @@ def synthetic_cases(
         max_solids (`int`, defaults to `6`): most solids of a world.
     """
     source = SyntheticSource(level, "views", split, num_scenes, 24, size, spread, max_solids)
-    for index in range(num_scenes):
-        sample = source[index]
-        poses = scene_frame(sample.poses, 0).normalize(sample.poses)
-        gaps = view_distances(poses[:1], poses)[0]
-        gaps[0] = torch.inf
-        targets = [0, int(gaps.argmin())]
-        order = [view for view in range(len(sample)) if view not in targets][:max_references] + targets
-        yield sample_case(f"{split}-{index:04d}", sample.select(order), 2)
+    return (_synthetic_case(f"{split}-{index:04d}", source[index], max_references) for index in range(num_scenes))
+
+
+def _synthetic_case(name: str, sample: Views, max_references: int) -> EvaluationCase:
+    poses = scene_frame(sample.poses, 0).normalize(sample.poses)
+    gaps = view_distances(poses[:1], poses)[0]
+    gaps[0] = torch.inf
+    targets = [0, int(gaps.argmin())]
+    order = [view for view in range(len(sample)) if view not in targets][:max_references] + targets
+    return sample_case(name, sample.select(order), 2)
 
 
 def sample_case(name: str, sample: Views, num_targets: int) -> EvaluationCase:

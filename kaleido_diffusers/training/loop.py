@@ -123,12 +123,11 @@ class Trainer:
     def _train(self) -> Path:
         config, accelerator = self.config, self.accelerator
         self._started, saved, stops = time.monotonic(), self.step, self._is_exhausted()
+        batches, losses = self._batches(), []
+        self.check()
         if config.tracker != "none":
             accelerator.init_trackers("kaleido")
         bar = tqdm(total=config.steps, initial=self.step, disable=not self.is_main, dynamic_ncols=True)
-        batches, losses = self._batches(), []
-        if self.step < config.steps and not stops:
-            self._check()
         if config.overwrite and self.step == 0:  # now that nothing speaks against this run
             self._remove_earlier()
         meter = Meter(accelerator.num_processes, card_at_hand(self.dtype).peak)
@@ -178,10 +177,12 @@ class Trainer:
         accelerator.end_training()
         return folder
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Raises before the first step what would end the run later: no room for its checkpoints, validation that
-        cannot be. `ValueError`, `CaptureError` or `DiskFullError`."""
+        cannot be. `ValueError`, `CaptureError` or `DiskFullError`. Done once, and not where no step is left."""
         config = self.config
+        if self._validation is not None or self.step >= config.steps or self._is_exhausted():
+            return
         if self.is_main:
             self._check_room()
         self._validation = validation_samples(config)

@@ -78,12 +78,10 @@ class ShardJob:
                 return False
             if not self.overwrite:
                 raise FileExistsError(f"{self.path} was not written with these settings: {OR_OVERWRITE}")
-            self.path.unlink()
-            index.unlink(missing_ok=True)
         samples = self._samples(progress)
         if self.vae is not None:
             samples = encoded_samples(samples, _autoencoder(self.vae, self.device))
-        write_shards(self.output, samples, self.scenes_per_shard, first=self.numbers[0])
+        write_shards(self.output, samples, self.scenes_per_shard, first=self.numbers[0], replaces=self.overwrite)
         return True
 
     @property
@@ -113,6 +111,8 @@ class ShardJob:
         if len(left_out) == len(self.places):
             raise CaptureError(f"{self.path}: none of its {len(left_out)} scenes can be read: {left_out[0]['why']}")
         scenes = len(self.places) - len(left_out)
+        for earlier in (self.path, Path(index_path(str(self.path)))):  # what is recorded is not them any more
+            earlier.unlink(missing_ok=True)
         write_json(self._record, {"settings": self.settings, "scenes": scenes, "left_out": left_out})
 
 

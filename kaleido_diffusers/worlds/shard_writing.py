@@ -31,13 +31,15 @@ def write_shards(
     scenes_per_shard: int = 500,
     quality: int = 95,
     first: int = 0,
+    replaces: bool = False,
 ) -> list[Path]:
     """
     Writes scenes as WebDataset shards `shard-NNNNNN.tar`, each complete or not there at all, with its index beside it.
 
     Args:
         folder (`str` or `Path`):
-            Where to; made if missing. Raises `FileExistsError` when a shard of that name lies there already.
+            Where to; made if missing. Raises `FileExistsError` when a shard of that name lies there already, and
+            does not give way.
         samples (`Iterable[Views]`):
             The scenes, of pixels (kept as JPEG) or of latents (kept in float16).
         scenes_per_shard (`int`, defaults to `500`):
@@ -46,6 +48,8 @@ def write_shards(
             JPEG quality (4:4:4).
         first (`int`, defaults to `0`):
             Number of the first scene, after which scenes and shards are named.
+        replaces (`bool`, defaults to `False`):
+            Whether a shard that is there gives way, once the new one is whole.
 
     Returns:
         `list[Path]`: the shards.
@@ -55,7 +59,7 @@ def write_shards(
     numbered = enumerate(samples, start=first)
     shards = groupby(numbered, key=lambda scene: scene[0] // scenes_per_shard)
     names = ((shard_name(number * scenes_per_shard, scenes_per_shard), scenes) for number, scenes in shards)
-    return [_write_shard(folder / name, scenes, quality) for name, scenes in names]
+    return [_write_shard(folder / name, scenes, quality, replaces) for name, scenes in names]
 
 
 def shard_name(number: int, scenes_per_shard: int) -> str:
@@ -82,8 +86,8 @@ def encoded_samples(samples: Iterable[Views], vae: ModelMixin) -> Iterator[Views
         yield replace(sample, pixels=latents.half().cpu())
 
 
-def _write_shard(path: Path, scenes: Iterable[tuple[int, Views]], quality: int) -> Path:
-    if path.exists():
+def _write_shard(path: Path, scenes: Iterable[tuple[int, Views]], quality: int, replaces: bool) -> Path:
+    if path.exists() and not replaces:
         raise FileExistsError(f"{path} exists already.")
     with written_whole(path) as part, tarfile.open(part, "w") as tar:
         for number, sample in scenes:

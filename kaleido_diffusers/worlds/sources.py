@@ -17,7 +17,7 @@ from ..geometry.cameras import Cameras
 from ..geometry.views import ViewGeometry, Views
 from .drawn import DRAWN_KINDS, WorldSource
 from .samples import SceneSource, scene_sample
-from .synthetic import SPLITS, make_worlds, render, sample_views
+from .synthetic import SPLITS, check_worlds, make_worlds, render, sample_views
 
 
 __all__ = [
@@ -83,6 +83,7 @@ class SyntheticSource:
         self.first_seed, available = SPLITS[split]
         if not 0 < num_scenes <= available:
             raise ValueError(f"`num_scenes` must lie between 1 and {available}, got {num_scenes}.")
+        check_worlds(level, max_solids)
 
     def __len__(self) -> int:
         return self.num_scenes

@@ -25,6 +25,7 @@ __all__ = [
     "TEXTURES",
     "Dice",
     "Worlds",
+    "check_worlds",
     "make_worlds",
     "place_cameras",
     "render",
@@ -111,11 +112,21 @@ def make_worlds(
         max_solids (`int`, defaults to `6`):
             Most solids in a world, walls aside.
     """
+    check_worlds(level, max_solids)
+    return Worlds.stack([_make_world(int(seed), level, motion, max_solids) for seed in seeds])
+
+
+def check_worlds(level: str, max_solids: int) -> None:
+    """Raises `ValueError` for worlds that [`make_worlds`] does not know.
+
+    Args:
+        level (`str`): as there.
+        max_solids (`int`): as there.
+    """
     if level not in ("object", "scene", "mixed"):
         raise ValueError(f"`level` must be 'object', 'scene' or 'mixed', got {level!r}.")
     if not 1 <= max_solids <= MAX_SOLIDS:
         raise ValueError(f"`max_solids` must lie between 1 and {MAX_SOLIDS}, got {max_solids}.")
-    return Worlds.stack([_make_world(int(seed), level, motion, max_solids) for seed in seeds])
 
 
 class Dice:

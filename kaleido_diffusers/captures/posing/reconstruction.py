@@ -5,7 +5,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,6 +108,8 @@ def estimate_poses(
     max_features: int = 8192,
     threads: int = -1,
     seed: int = 0,
+    overwrite: bool = False,
+    on_checked: Callable[[], object] = lambda: None,
 ) -> PoseReport:
     """
     Makes a capture of plain photos of something that stands still: SIFT features, matches, and incremental mapping by
@@ -139,6 +141,10 @@ def estimate_poses(
             CPU threads; -1 for all. With 1, the same photos give the same cameras to the bit.
         seed (`int`, defaults to 0):
             Seed of COLMAP's random draws.
+        overwrite (`bool`, defaults to `False`):
+            Start anew where a run is, which is removed once the photos are known to be good.
+        on_checked (`Callable`, *optional*):
+            Called when photos and output have been looked at, before warnings about them and before the work.
 
     Returns:
         [`PoseReport`]
@@ -158,13 +164,19 @@ def estimate_poses(
     if matching == "auto":
         matching = "exhaustive" if len(files) <= _EXHAUSTIVE else "sequential"
     settings = {"matching": matching, "max_image_size": max_image_size, "max_features": max_features, "seed": seed}
-    has_begun = _is_begun(output, files, settings)
-    if (output / "report.json").is_file():
+    if overwrite:
+        _refuse_strangers(output, files)
+    has_begun = not overwrite and _is_begun(output, files, settings)
+    if not overwrite and (output / "report.json").is_file():
+        on_checked()
         try:
             return PoseReport(**load_json(output / "report.json"))
         except TypeError as error:
             raise CaptureError(f"{output / 'report.json'}: not a report of a run ({error}).") from error
-    photos = _inspect(files)
+    given, photos = [Path(photo) for photo in photos], _inspect(files)
+    if overwrite:
+        remove_run(output, given)
+    on_checked()
     unsharp = _judge(photos, identical)
     if not has_begun:
         output.mkdir(parents=True, exist_ok=True)
@@ -278,31 +290,41 @@ def remove_run(output: Path, photos: Sequence[Path]) -> None:
 
     Args:
         output (`Path`): the folder.
-        photos (`Sequence[Path]`): those that are to stay, as they may lie in its `images/`.
+        photos (`Sequence[Path]`): those that are to stay, as they may lie in its `images/`: with the record of whence
+            they came, if they are frames.
     """
     kept = {path.resolve() for path in photos}
+    has_kept = any(path.parent == (output / "images").resolve() for path in kept)
     if (output / "photos.json").is_file() or (output / "images.json").is_file():
         for copy in (output / "images").glob("*"):
             if copy.resolve() not in kept:
                 copy.unlink()
         with suppress(OSError):  # photos of others are in it, or there is none
             (output / "images").rmdir()
-        names = ("images.json", "database.db", "cameras.png", "report.json", "photos.json")
-        remove_written(output, "sparse", *names)
+        names = ("database.db", "cameras.png", "report.json", "photos.json")
+        remove_written(output, "sparse", *names, *(() if has_kept else ("images.json",)))
+
+
+def _refuse_strangers(output: Path, files: list[_File]) -> None:
+    """Raises [`CaptureError`] when `output` holds what neither is to be posed nor comes of an earlier run."""
+    names = ["transforms.json", "transforms_train.json"]
+    strangers = []
+    if not (output / "photos.json").is_file():
+        inputs = {file.path.resolve() for file in files}
+        images = output / "images"
+        there = [path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES] if images.is_dir() else []
+        strangers = [path.name for path in there if path.resolve() not in inputs]
+        names = ["sparse", "database.db", "report.json", *names]
+    strangers += [name for name in names if (output / name).exists()]
+    if strangers:
+        raise CaptureError(f"{output} holds something else already ({listed(strangers)}): name another.")
 
 
 def _is_begun(output: Path, files: list[_File], settings: dict[str, Any]) -> bool:
     """Whether `output` holds a run on these photos; raises [`CaptureError`] when it holds something else."""
     record = output / "photos.json"
     if not record.is_file():
-        inputs = {file.path.resolve() for file in files}
-        images = output / "images"
-        there = [path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES] if images.is_dir() else []
-        strangers = [path.name for path in there if path.resolve() not in inputs]
-        names = ("sparse", "database.db", "report.json", "transforms.json", "transforms_train.json")
-        strangers += [name for name in names if (output / name).exists()]
-        if strangers:
-            raise CaptureError(f"{output} holds something else already ({listed(strangers)}): name another.")
+        _refuse_strangers(output, files)
         return False
     begun = load_json(record)
     now = {file.name: file.digest for file in files}

@@ -28,7 +28,12 @@ _HDR_CURVES = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 
 
 def sharp_frames(
-    video: str | os.PathLike, output: str | os.PathLike, count: int = 80, start: float = 0.0, end: float | None = None
+    video: str | os.PathLike,
+    output: str | os.PathLike,
+    count: int = 80,
+    start: float = 0.0,
+    end: float | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """
     Writes the sharpest frame of each of `count` equal parts of a video, upright and with square pixels. In a video
@@ -49,6 +54,8 @@ def sharp_frames(
             Seconds from which to take frames.
         end (`float`, *optional*):
             Seconds up to which to take frames; the end of the video when not given.
+        overwrite (`bool`, defaults to `False`):
+            Whether frames that an earlier call wrote give way, once the new ones are there. Anything else stays.
 
     Returns:
         `list[Path]`: the frames, in their order.
@@ -64,12 +71,12 @@ def sharp_frames(
         raise CaptureError(f"{video}: no such video.")
     record = output.with_name(f"{output.name}.json")
     request = {"video": file_digest(video), "count": count, "start": start, "end": end}
-    if output.exists():
+    if output.exists() and not (overwrite and record.is_file()):
         if not record.is_file() or load_json(record) != request:
             raise CaptureError(f"{output} holds something else than these frames of {video.name}: {OR_OVERWRITE}")
         return sorted(output.glob("*.jpg"))
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with folder_written_whole(output) as part:
+    with folder_written_whole(output, replaces=overwrite) as part:
         part.mkdir()
         _write(video, part, _chosen(video, _survey(video, start, end), count))
         write_json(record, request)
