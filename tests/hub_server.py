@@ -86,6 +86,15 @@ class HubServer(ThreadingHTTPServer):
         """Headers of the requests whose path matches."""
         return [headers for verb, path, headers in self.log if verb == method and re.search(pattern, path)]
 
+    def publish(self, name: str, folder: Path) -> None:
+        """Has the files of a folder as a repository of someone else's."""
+        files = {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        }
+        self.large |= {hashlib.sha256(files[path]).hexdigest(): files[path] for path in files if is_large(path)}
+        self.repos[name] = Repo(private=False)
+        self.repos[name].commit("main", files)
+
     def handle_error(self, request, client_address):
         """Clients that hang up are no news."""
 

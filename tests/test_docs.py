@@ -17,6 +17,7 @@ from conftest import SHARED, free_port, make_pipeline, served_command
 from hub_server import HubServer, client
 from test_protocols import make_gso
 from test_warm_start import make_lumina2
+from tiny_pipelines import TINY_PIPELINES
 from world_assets import make_assets
 
 from kaleido_diffusers import cli, load_scene, sample_capture
@@ -189,6 +190,10 @@ def test_commands_and_python_run(page, driver, hub, tmp_path):
         (mine / name).symlink_to(ROOT / name)  # `hf upload` is run from the repository's root
     code += [f"os.chdir({str(mine)!r})", *blocks(page, "python")]
     assert all(sum(map(bool, block.splitlines())) < 15 for block in blocks(page, "python")), "short enough to read"
+    for name, make in TINY_PIPELINES.items():
+        if f'from_pretrained("{name}")' in PAGES[page].read_text():
+            make(tmp_path / f"text of {Path(name).name}").save_pretrained(tmp_path / name)
+            hub.publish(name, tmp_path / name)
     before = set(hub.repos)
     print(json.dumps(["\n".join(code), str(tmp_path / "log")]), file=driver.stdin, flush=True)
     assert driver.stdout.readline() == "0\n", (tmp_path / "log").read_text()
