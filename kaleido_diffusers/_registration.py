@@ -10,6 +10,7 @@ import importlib.abc
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
@@ -95,15 +96,15 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
         spec = next((spec for spec in others if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _TellingLoader(spec.loader)
+            spec.loader = _TellingLoader(spec, spec.loader)
         return spec
 
 
 class _TellingLoader(importlib.abc.Loader):
     """A loader that tells the module, and is then gone from it."""
 
-    def __init__(self, loader):
-        self._loader = loader
+    def __init__(self, spec: ModuleSpec, loader: importlib.abc.Loader):
+        self._spec, self._loader = spec, loader
 
     def __getattr__(self, name: str):
         return getattr(self._loader, name)
@@ -112,7 +113,7 @@ class _TellingLoader(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module):
-        module.__spec__.loader = module.__loader__ = self._loader
+        self._spec.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        name = module.__spec__.name
+        name = self._spec.name
         _TOLD[name](sys.modules[name])  # diffusers puts a lazy module in its own place

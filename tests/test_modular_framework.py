@@ -8,6 +8,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from kaleido_diffusers import (
     KaleidoModularPipeline,
     KaleidoViewSynthesisPipeline,
 )
+from kaleido_diffusers.pipelines.modular.state import KaleidoState
 
 
 BLOCKS = (KaleidoBlocks, KaleidoEncodeBlocks, KaleidoMemoryBlocks)
@@ -72,6 +74,21 @@ def test_defaults_are_those_of_the_standard_form():
     for name, default in known:
         assert default == theirs[name].default, name
     assert not [param.name for param in blocks.inputs if param.required], "references may be left out likewise"
+
+
+def test_what_blocks_read_and_write_has_one_type():
+    """A state has one flat namespace, whose names and types `KaleidoState` lists."""
+    types, declared = get_type_hints(KaleidoState), set()
+    for blocks in BLOCKS:
+        inside = blocks().sub_blocks
+        loop = [step for block in inside.values() for step in getattr(block, "sub_blocks", {}).values()]
+        for block in [*inside.values(), *loop]:
+            for param in [*block.inputs, *block.intermediate_outputs]:
+                declared.add(param.name)
+                hint = param.type_hint
+                if inspect.isclass(hint) and hint.__module__ != "builtins" and types[param.name] is not Any:
+                    assert hint in (types[param.name], *get_args(types[param.name])), (type(block), param.name)
+    assert declared | {"geometry"} == set(types), "`geometry` is that of the loop"
 
 
 def test_blocks_are_given_by_classes_and_named_once():

@@ -272,6 +272,13 @@ def test_samples_go_separate_ways(pipe):
         torch.testing.assert_close(samples[:, sample], alone, **CLOSE)
 
 
+def test_a_memory_of_more_views_than_it_recalls_asks_for_the_targets(pipe):
+    images, cameras = make_inputs()
+    views = pipe.encode_references(images, cameras[:3], max_memory_views=2).views
+    with pytest.raises(ValueError, match="`targets` must be given: they decide which 2 of 3 views are recalled"):
+        views.recall(lambda *_: None)
+
+
 @pytest.mark.parametrize("max_memory_views", [1, 2, 3])
 def test_memory_is_bounded(pipe, max_memory_views):
     images, cameras = make_inputs(num_references=4, num_targets=6)

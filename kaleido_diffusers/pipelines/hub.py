@@ -22,7 +22,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
@@ -134,7 +134,7 @@ def update_card(card: ModelCard, fresh: ModelCard) -> ModelCard:
     for key, value in fresh.data.to_dict().items():
         if card.data.get(key) is None:
             card.data[key] = value
-    card.data["tags"] = list(dict.fromkeys([*card.data.get("tags", ()), *fresh.data.tags]))
+    card.data["tags"] = list(dict.fromkeys([*card.data.get("tags", ()), *fresh.data.get("tags", ())]))
     parts = {found["mark"]: found for found in _MARKED.finditer(fresh.text)}
     if card.data.get("license") and not fresh.data.get("license"):
         parts.pop("licence", None)  # what the card says of its licence is more than nothing
@@ -218,8 +218,8 @@ def _markdown(title: str, parts: list[_Part]) -> str:
 
 def _pipeline_parts(folder: Path, repo_id: str | None, scores: dict) -> list[_Part]:
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    config = KaleidoTransformer3DModel.load_config(folder, subfolder="transformer")
-    model = on_meta(KaleidoTransformer3DModel, config)
+    stored: Any = KaleidoTransformer3DModel.load_config(folder, subfolder="transformer")  # more where it is asked for
+    model = on_meta(KaleidoTransformer3DModel, stored)
     vae, config = index.get("vae", [None, None])[1], model.config
     width = config.num_attention_heads * config.attention_head_dim
     about = (
@@ -374,8 +374,8 @@ def push_folder(
     if revision is not None:
         _make_branch(api, repo_id, revision)
     prefix = f"{subfolder}/" if subfolder else ""
-    contents = {name: path for name, path in files.items() if name != CARD}
-    if subfolder and CODE in contents and contents[CODE].read_text(encoding="utf-8") == PIPELINE_CODE:
+    contents: dict[str, Path | bytes] = {name: path for name, path in files.items() if name != CARD}
+    if subfolder and CODE in files and files[CODE].read_text(encoding="utf-8") == PIPELINE_CODE:
         del contents[CODE]  # diffusers looks for it at the top alone
     if INDEX in files:
         contents[INDEX] = _index_for_all(files[INDEX])
@@ -471,12 +471,12 @@ def _card_to_push(
 ) -> ModelCard | None:
     """The card to go on from: the Hub's, or else the folder's; `None` if there is neither."""
     here = _read_card(folder / CARD) if (folder / CARD).is_file() else None
-    card = here
     try:
         there = _read_card(Path(api.hf_hub_download(repo_id, CARD, revision=revision)))
     except EntryNotFoundError:
-        replace = True
-    if not replace:
+        there = None
+    card = here
+    if there is not None and not replace:
         card = there
         if here is not None and _MARKED.sub("", here.text) != _MARKED.sub("", there.text):
             logger.warning(f"The Hub has a card of {repo_id}, which is kept; the text of {folder / CARD} is another.")

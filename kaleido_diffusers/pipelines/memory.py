@@ -101,9 +101,16 @@ class ViewMemory:
         Args:
             encode (`Callable`): encodes latents `[1, n, C, h, w]` and their geometry into a cache, which it grows.
             targets (`ViewGeometry` with leading dimensions `[1, m]`, *optional*): needed where the memory overflows.
+
+        Raises:
+            `ValueError`: where they are needed and not given.
         """
         chosen = range(len(self))
         if self.overflows:
+            if targets is None:
+                raise ValueError(
+                    f"`targets` must be given: they decide which {self._max_views} of {len(self)} views are recalled."
+                )
             nearest = self._geometry.distances(targets).amin(-1)[0].argsort(stable=True)
             chosen = sorted(nearest[: self._max_views].tolist())
         kept = [place for place, view in enumerate(self._cached) if view in chosen]

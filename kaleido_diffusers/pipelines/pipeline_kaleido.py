@@ -25,10 +25,14 @@ import torch
 import torch.distributed as dist
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.models import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
-from diffusers.utils import BaseOutput, logging, replace_example_docstring
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.utils import logging
+from diffusers.utils.doc_utils import replace_example_docstring
+from diffusers.utils.outputs import BaseOutput
 
 from ..geometry.cameras import Cameras
 from ..geometry.views import ShownFrame, ViewGeometry, Views
@@ -134,7 +138,7 @@ class KaleidoViewSynthesisPipeline(KaleidoPushMixin, DiffusionPipeline, KaleidoL
         self.register_to_config(prediction_type=generation.known_prediction(scheduler, prediction_type))
         self.vae_scale_factor = compression(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_resize=False)
-        self._current_timestep = scheduler.config.num_train_timesteps
+        self._current_timestep = scheduler.config["num_train_timesteps"]
 
     @property
     def default_sample_size(self) -> int:
@@ -235,7 +239,7 @@ class KaleidoViewSynthesisPipeline(KaleidoPushMixin, DiffusionPipeline, KaleidoL
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got"
                 f" {sorted(unknown)}."
             )
-        generation.check_prediction_type(self.scheduler, self.config.prediction_type)
+        generation.check_prediction_type(self.scheduler, self.config["prediction_type"])
 
     def check_memory_inputs(self, height: int, width: int, max_memory_views: int | None) -> None:
         """
@@ -515,7 +519,7 @@ class KaleidoViewSynthesisPipeline(KaleidoPushMixin, DiffusionPipeline, KaleidoL
         )
         if share_groups:
             self._check_sharing(joins_memory, generator, latents)
-        if memory is not None and target_poses is not None and not isinstance(target_poses, Cameras):
+        if memory is not None and memory.lens is not None and not isinstance(target_poses, Cameras):
             target_intrinsics = memory.lens.intrinsics[0]
         inputs = prepare_view_inputs(
             images,
@@ -640,7 +644,8 @@ class KaleidoViewSynthesisPipeline(KaleidoPushMixin, DiffusionPipeline, KaleidoL
         outputs = torch.zeros_like(noise, device="cpu")
         if options.image_size is not None:
             outputs = torch.zeros(*noise.shape[:2], 3, *options.image_size, dtype=torch.float32)
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+        progress: Any = self.progress_bar  # of which diffusers' decorator hides the type
+        with progress(total=self._num_timesteps) as progress_bar:
             for number, group in enumerate(groups):
                 if self.interrupt:
                     break

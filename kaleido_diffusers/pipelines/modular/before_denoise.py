@@ -17,7 +17,6 @@
 from functools import partial
 
 import torch
-from diffusers.modular_pipelines import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
 from ...geometry.cameras import Cameras
@@ -27,6 +26,7 @@ from ..inputs import prepare_view_inputs
 from ..memory import SceneMemories, ViewMemory
 from .encoders import ATTENTION_KWARGS, USE_REFERENCE_CACHE
 from .modular_pipeline import TRANSFORMER, VAE, KaleidoBlock, KaleidoModularPipeline
+from .state import KaleidoState
 
 
 __all__ = [
@@ -74,7 +74,7 @@ class KaleidoPrepareTargetsStep(KaleidoBlock):
     def intermediate_outputs(self) -> list[OutputParam]:
         return [OutputParam("targets", type_hint=ViewGeometry, description="Where and when targets are, `[B, M]`.")]
 
-    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+    def run(self, components: KaleidoModularPipeline, block_state: KaleidoState) -> None:
         """From the inputs to the outputs in `block_state`. Not read: `components`."""
         memory, poses, lens = block_state.memory, block_state.target_poses, block_state.target_intrinsics
         check_targets(memory.shown, poses, block_state.target_times)
@@ -114,7 +114,7 @@ class KaleidoOrderTargetsStep(KaleidoBlock):
     def intermediate_outputs(self) -> list[OutputParam]:
         return [GROUPS]
 
-    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+    def run(self, components: KaleidoModularPipeline, block_state: KaleidoState) -> None:
         """From the inputs to the outputs in `block_state`. Not read: `components`."""
         scenes, targets = block_state.memory.scenes, block_state.memory.shown.show(block_state.targets)
         order, count, samples = block_state.generation_order, block_state.views_per_group, block_state.num_samples
@@ -154,7 +154,7 @@ class KaleidoPrepareLatentsStep(KaleidoBlock):
     def intermediate_outputs(self) -> list[OutputParam]:
         return [OutputParam("noise", type_hint=torch.Tensor, description="`[R, M, C, h, w]`.")]
 
-    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+    def run(self, components: KaleidoModularPipeline, block_state: KaleidoState) -> None:
         """With `components`, from the inputs to the outputs in `block_state`."""
         memory, ratio = block_state.memory, components.vae_scale_factor
         shape = (len(memory), len(block_state.targets), block_state.num_samples)
@@ -182,7 +182,7 @@ class KaleidoPartSamplesStep(KaleidoBlock):
     def intermediate_outputs(self) -> list[OutputParam]:
         return [OutputParam("row_memories", type_hint=list[ViewMemory], description="One for each row, `[R]`.")]
 
-    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+    def run(self, components: KaleidoModularPipeline, block_state: KaleidoState) -> None:
         """With `components`, from the inputs to the outputs in `block_state`."""
         encode = partial(components.encode_memory, attention_kwargs=block_state.attention_kwargs)
         block_state.row_memories = part_samples(

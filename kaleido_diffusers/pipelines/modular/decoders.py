@@ -15,13 +15,13 @@
 """Latents to views."""
 
 import torch
-from diffusers.modular_pipelines import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
 from ...models.latents import decode_views
 from ..generation import as_asked, check_output_type
 from .before_denoise import GROUPS, MEMORY, NUM_SAMPLES
 from .modular_pipeline import IMAGE_PROCESSOR, VAE, KaleidoBlock, KaleidoModularPipeline
+from .state import KaleidoState
 
 
 __all__ = ["KaleidoDecodeStep"]
@@ -52,7 +52,7 @@ class KaleidoDecodeStep(KaleidoBlock):
     def intermediate_outputs(self) -> list[OutputParam]:
         return [OutputParam.template("images", note="in the order of the targets")]
 
-    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+    def run(self, components: KaleidoModularPipeline, block_state: KaleidoState) -> None:
         """With `components`, from the inputs to the outputs in `block_state`."""
         latents, memory, device = block_state.denoised_latents, block_state.memory, components._execution_device
         check_output_type(block_state.output_type)

@@ -18,8 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers.modular_pipelines import (
-    BlockState,
+from diffusers.modular_pipelines.modular_pipeline import (
     LoopSequentialPipelineBlocks,
     ModularPipelineBlocks,
     PipelineState,
@@ -43,6 +42,7 @@ from ..memory import ViewMemory
 from .before_denoise import GROUPS, JOINS_MEMORY, MEMORY
 from .encoders import ATTENTION_KWARGS, USE_REFERENCE_CACHE
 from .modular_pipeline import GUIDER, SCHEDULER, TRANSFORMER, KaleidoModularPipeline
+from .state import KaleidoState, read_state
 
 
 __all__ = ["KaleidoDenoiseStep", "KaleidoGroupDenoiseStep", "KaleidoGroupRememberStep", "KaleidoGroupScheduleStep"]
@@ -72,12 +72,12 @@ class KaleidoGroupScheduleStep(ModularPipelineBlocks):
 
     @torch.no_grad()
     def __call__(
-        self, components: KaleidoModularPipeline, block_state: BlockState, **_group
-    ) -> tuple[KaleidoModularPipeline, BlockState]:
+        self, components: KaleidoModularPipeline, block_state: KaleidoState, **_group
+    ) -> tuple[KaleidoModularPipeline, KaleidoState]:
         """Runs with `components` on the group in `block_state`; other blocks read the `_group`'s number."""
         set_timesteps(
             components.scheduler,
-            components.transformer.config.patch_size,
+            components.transformer.config["patch_size"],
             block_state.latents,
             block_state.num_inference_steps,
             block_state.sigmas,
@@ -106,8 +106,8 @@ class KaleidoGroupDenoiseStep(ModularPipelineBlocks):
 
     @torch.no_grad()
     def __call__(
-        self, components: KaleidoModularPipeline, block_state: BlockState, progress_bar, **_group
-    ) -> tuple[KaleidoModularPipeline, BlockState]:
+        self, components: KaleidoModularPipeline, block_state: KaleidoState, progress_bar, **_group
+    ) -> tuple[KaleidoModularPipeline, KaleidoState]:
         """Runs with `components` on the group in `block_state`; `progress_bar` counts steps, other blocks read the
         `_group`'s number."""
         geometry, memories = block_state.geometry, block_state.row_memories
@@ -131,7 +131,7 @@ class KaleidoGroupDenoiseStep(ModularPipelineBlocks):
     @staticmethod
     def _predict(
         components: KaleidoModularPipeline,
-        block_state: BlockState,
+        block_state: KaleidoState,
         step: int,
         geometry: ViewGeometry,
         context: dict[str, Any],
@@ -167,8 +167,8 @@ class KaleidoGroupRememberStep(ModularPipelineBlocks):
 
     @torch.no_grad()
     def __call__(
-        self, components: KaleidoModularPipeline, block_state: BlockState, number: int, **_group
-    ) -> tuple[KaleidoModularPipeline, BlockState]:
+        self, components: KaleidoModularPipeline, block_state: KaleidoState, number: int, **_group
+    ) -> tuple[KaleidoModularPipeline, KaleidoState]:
         """Runs with `components` on the group in `block_state`, whose `number` decides; other blocks read more of the
         `_group`."""
         if group_joins(block_state.joins_memory, number):
@@ -218,23 +218,23 @@ class KaleidoDenoiseStep(LoopSequentialPipelineBlocks):
         self, components: KaleidoModularPipeline, state: PipelineState
     ) -> tuple[KaleidoModularPipeline, PipelineState]:
         """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
-        block_state = self.get_block_state(state)
+        block_state = read_state(self, state)
         scheduler, noise, groups = components.scheduler, block_state.noise, block_state.groups
-        check_prediction_type(scheduler, known_prediction(scheduler, components.config.prediction_type))
+        check_prediction_type(scheduler, known_prediction(scheduler, components.config["prediction_type"]))
         check_guidance(getattr(components.guider, "guidance_scale", 1.0))  # one has a scale for each frequency
         scenes = torch.arange(len(block_state.memory)).repeat_interleave(len(noise) // len(block_state.memory))
         targets = block_state.memory.shown.show(block_state.targets).rows(scenes)
         rows = torch.arange(len(noise)).unsqueeze(-1)
         denoised = torch.zeros_like(noise, device="cpu")
-        patch_size, first = components.transformer.config.patch_size, noise[:, : groups[0].shape[1]]
+        patch_size, first = components.transformer.config["patch_size"], noise[:, : groups[0].shape[1]]
         steps = len(set_timesteps(scheduler, patch_size, first, block_state.num_inference_steps, block_state.sigmas))
-        with self.progress_bar(total=steps * len(groups)) as progress_bar:
+        progress: Any = self.progress_bar  # of which diffusers' decorator hides the type
+        loop_step: Any = self.loop_step  # to diffusers' annotations it passes the state of the run on, not the block's
+        with progress(total=steps * len(groups)) as progress_bar:
             for number, group in enumerate(groups):
                 block_state.latents = noise[rows.to(noise.device), group.to(noise.device)]
                 block_state.geometry = targets.select(group)
-                components, block_state = self.loop_step(
-                    components, block_state, number=number, progress_bar=progress_bar
-                )
+                components, block_state = loop_step(components, block_state, number=number, progress_bar=progress_bar)
                 denoised[rows, group] = block_state.latents.cpu()
         components.rest()
         block_state.denoised_latents = denoised

@@ -15,9 +15,7 @@
 """References and targets as users have them, checked; references encoded."""
 
 from functools import partial
-from typing import Any
 
-from diffusers.modular_pipelines import BlockState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
 from ...geometry.views import ShownFrame, ViewGeometry, Views
@@ -25,6 +23,7 @@ from ..generation import check_count, check_size, remember
 from ..inputs import prepare_references, prepare_view_inputs
 from ..memory import SceneMemories
 from .modular_pipeline import TRANSFORMER, VAE, KaleidoBlock, KaleidoModularPipeline
+from .state import KaleidoState
 
 
 __all__ = ["KaleidoEncodeReferencesStep", "KaleidoPrepareReferencesStep", "KaleidoPrepareViewsStep"]
@@ -88,7 +87,7 @@ class KaleidoPrepareViewsStep(KaleidoBlock):
         targets = OutputParam("targets", type_hint=ViewGeometry, description="Where and when targets are, `[B, M]`.")
         return [*_PREPARED, targets]
 
-    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+    def run(self, components: KaleidoModularPipeline, block_state: KaleidoState) -> None:
         """With `components`, from the inputs to the outputs in `block_state`."""
         views = prepare_view_inputs(
             block_state.reference_images,
@@ -128,7 +127,7 @@ class KaleidoPrepareReferencesStep(KaleidoBlock):
     def intermediate_outputs(self) -> list[OutputParam]:
         return _PREPARED
 
-    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+    def run(self, components: KaleidoModularPipeline, block_state: KaleidoState) -> None:
         """With `components`, from the inputs to the outputs in `block_state`."""
         block_state.references = prepare_references(
             block_state.reference_images,
@@ -172,7 +171,7 @@ class KaleidoEncodeReferencesStep(KaleidoBlock):
     def intermediate_outputs(self) -> list[OutputParam]:
         return [OutputParam("memory", type_hint=SceneMemories, description="What targets may attend to.")]
 
-    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+    def run(self, components: KaleidoModularPipeline, block_state: KaleidoState) -> None:
         """With `components`, from the inputs to the outputs in `block_state`."""
         limit, references = block_state.max_memory_views, block_state.references
         if limit is not None:
@@ -188,7 +187,7 @@ class KaleidoEncodeReferencesStep(KaleidoBlock):
 
 
 def _checked_size(components: KaleidoModularPipeline, height: int | None, width: int | None) -> tuple[int, int]:
-    default: Any = components.default_sample_size
-    height, width = height or default, width or default
-    check_size(components.transformer, components.vae, height, width)
-    return height, width
+    size = components.default_sample_size
+    checked = (height or size, width or size)
+    check_size(components.transformer, components.vae, *checked)
+    return checked

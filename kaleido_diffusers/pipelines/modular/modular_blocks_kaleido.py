@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Blocks put together."""
+"""Blocks put together. (To the type checker their `description` in diffusers can be nothing but "".)"""
 
-from diffusers.modular_pipelines import SequentialPipelineBlocks
+from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks
 
 from .before_denoise import (
     KaleidoOrderTargetsStep,
@@ -45,7 +45,7 @@ class KaleidoBlocks(SequentialPipelineBlocks):
     block_names = ["prepare_views", "encode_references", *(name for name, _ in _GENERATE)]
 
     @property
-    def description(self) -> str:
+    def description(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return (
             "Synthesises views of a scene from any number of posed reference photos, or frames of a video from other"
             " frames. Without `encode_references` it takes the `memory` of another run."
@@ -59,7 +59,7 @@ class KaleidoEncodeBlocks(SequentialPipelineBlocks):
     block_names = ["prepare_references", "encode_references"]
 
     @property
-    def description(self) -> str:
+    def description(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return "Encodes the references of one scene once, for any number of runs of `KaleidoMemoryBlocks`."
 
 
@@ -70,5 +70,5 @@ class KaleidoMemoryBlocks(SequentialPipelineBlocks):
     block_names = ["prepare_targets", *(name for name, _ in _GENERATE)]
 
     @property
-    def description(self) -> str:
+    def description(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return "Synthesises views of a scene from the `memory` of its references, which stays as it is."

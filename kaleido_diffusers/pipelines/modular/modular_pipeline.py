@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from diffusers import __version__ as diffusers_version
 from diffusers.configuration_utils import FrozenDict
-from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 from diffusers.guiders.guider_utils import GuiderOutput, rescale_noise_cfg
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.models.autoencoders import AutoencoderKL
-from diffusers.modular_pipelines import BlockState, ModularPipeline, ModularPipelineBlocks, PipelineState
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.modular_pipelines.modular_pipeline import ModularPipeline, ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec
 from diffusers.pipelines.pipeline_loading_utils import _fetch_class_library_tuple
 
@@ -42,6 +42,7 @@ from ..generation import encode_memory, known_prediction
 from ..hub import INDEX, MODULAR_INDEX, write_code
 from ..pushing import KaleidoPushMixin, PushOptions
 from ..turns import one_call_at_a_time
+from .state import KaleidoState, read_state
 
 
 __all__ = [
@@ -188,7 +189,7 @@ class KaleidoModularPipeline(KaleidoPushMixin, ModularPipeline, KaleidoLoraLoade
         if parts["transformer"] is None or parts["scheduler"] is None:
             return
         known = known_prediction(parts["scheduler"], self.config.get("prediction_type"))
-        index = {"_class_name": "KaleidoViewSynthesisPipeline", "prediction_type": known}
+        index: dict[str, Any] = {"_class_name": "KaleidoViewSynthesisPipeline", "prediction_type": known}
         for name, part in parts.items():
             index[name] = [None, None] if part is None else list(_fetch_class_library_tuple(part))
         _write_index(folder, INDEX, index)
@@ -212,12 +213,12 @@ class KaleidoBlock(ModularPipelineBlocks):
         self, components: KaleidoModularPipeline, state: PipelineState
     ) -> tuple[KaleidoModularPipeline, PipelineState]:
         """Runs with `components`; reads its inputs from `state` and writes its outputs there."""
-        block_state = self.get_block_state(state)
+        block_state = read_state(self, state)
         self.run(components, block_state)
         self.set_block_state(state, block_state)
         return components, state
 
-    def run(self, components: KaleidoModularPipeline, block_state: BlockState) -> None:
+    def run(self, components: KaleidoModularPipeline, block_state: KaleidoState) -> None:
         """With `components`, from the inputs to the outputs in `block_state`. Each block has its own."""
 
 
@@ -235,13 +236,13 @@ def write_modular_index(
     """
     index: dict[str, Any] = {"_class_name": KaleidoModularPipeline.__name__, "_blocks_class_name": "KaleidoBlocks"}
     index["prediction_type"] = prediction_type
-    for known in (TRANSFORMER, SCHEDULER, VAE):
-        part = components[known.name]
-        spec = known if part is None else ComponentSpec(known.name, type(part))
+    for name, known in {"transformer": TRANSFORMER, "scheduler": SCHEDULER, "vae": VAE}.items():
+        part = components[name]
+        spec = known if part is None else ComponentSpec(name, type(part))
         if isinstance(part, torch.nn.Module):
             spec.variant = variant
         library = (None, None) if part is None else _fetch_class_library_tuple(part)
-        index[known.name] = [*library, ModularPipeline._component_spec_to_dict(spec)]  # an absent one keeps its type
+        index[name] = [*library, ModularPipeline._component_spec_to_dict(spec)]  # an absent one keeps its type
     _write_index(folder, MODULAR_INDEX, index)
 
 
