@@ -113,9 +113,9 @@ class Visitor:
             async for line in stream.aiter_lines():
                 message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
                 kind = message.get("msg")
-                if place := re.search(r"Waiting: (\d+).{1,9} before you, about (\d+) s", line):
+                if place := re.search(r"Waiting: (One|\d+) others? (?:is|are) before you, about (\d+) s", line):
                     self.seen.places += 1
-                    self.seen.ahead = max(self.seen.ahead, int(place[1]))
+                    self.seen.ahead = max(self.seen.ahead, 1 if place[1] == "One" else int(place[1]))
                     self.seen.longest = max(self.seen.longest, int(place[2]))
                     waited = time.monotonic()
                 elif kind == "process_generating" and leaves and name == "generate":

@@ -582,6 +582,27 @@ def test_a_live_view_that_comes_late_stops_nothing_but_an_earlier_one(tmp_path):
     assert session.cancelled.is_set() and glanced.is_set()
 
 
+def test_who_works_or_waits_for_longer_than_visitors_are_kept_is_not_forgotten(tmp_path):
+    now = [0.0]
+    app = DemoApp(load_bundled, tmp_path)
+    app.sessions = Sessions(most=9, seconds=60, clock=lambda: now[0])
+    for name in ("works", "waits", "is away"):
+        app.load_sample(name, "sample")
+    first, second = (app.generate(name, Wish(views=2, references=2, steps=1)) for name in ("works", "waits"))
+    next(first)
+    now[0] = 50.0
+    assert next(second).text.startswith("Waiting: One other is before you") and next(first)
+    now[0] = 100.0
+    app.sessions.sweep()
+    assert len(app.sessions) == 2 and next(second).text.startswith("Waiting")
+    first.close()
+    *_, last = second
+    assert len(last.news.views) == 2 and app.sessions["waits"].result is last.news
+    app.sessions.drop("works")
+    app.sessions.hear("works")
+    assert len(app.sessions) == 1, "who left is not let in again"
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_examples_are_the_models_own(name, pipe, monkeypatch, tmp_path):
     """The first views, once more: `python examples/make_demo_results.py` makes them anew for another checkpoint."""

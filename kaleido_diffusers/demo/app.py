@@ -3,7 +3,8 @@
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from .captures import SAMPLES, Capture, load_sample
 from .downloads import enlarged, write_files, write_film
 from .examples import example_result
 from .limits import Limits, Progress, Stopped
-from .sessions import Session, Sessions
+from .sessions import Sessions
 from .turns import Turns
 from .uploads import load_uploads
 from .views import FREE_BOUNDS, Plan, Result, Wish, azimuth_and_elevation, generate, plan_views
@@ -143,7 +144,7 @@ class DemoApp:
         cancelled = session.cancelled
         work = self._folder / f"{WORK}{secrets.token_hex(8)}"
 
-        def load() -> Iterator[Progress]:
+        def load() -> Generator[Progress, None, None]:
             try:
                 work.mkdir()
                 for progress in load_uploads(files, work, self.side, self.limits, cancelled):
@@ -155,7 +156,7 @@ class DemoApp:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
 
-        seconds = yield from self._in_turn(session, cancelled, self._pose_pace * len(files), load)
+        seconds = yield from self._in_turn(key, cancelled, self._pose_pace * len(files), load)
         if session.capture is not None and len(files) > 2:
             self._pose_pace = seconds / len(files)
 
@@ -221,9 +222,7 @@ class DemoApp:
         plan = plan_views(session.capture, wish, self.limits)
         quick = Wish(**{**vars(wish), "steps": min(_LIVE_STEPS, int(wish.steps))})
         stopped, news = session.glance(key), None
-        work = self._in_turn(
-            session, stopped, 1.0, lambda: generate(self.pipeline, session.capture, plan, quick, stopped)
-        )
+        work = self._in_turn(key, stopped, 1.0, lambda: generate(self.pipeline, session.capture, plan, quick, stopped))
         for progress in work:
             news = progress.news or news
         return enlarged(news.views[0]) if news and news.views else None
@@ -245,14 +244,14 @@ class DemoApp:
         plan, cancelled = plan_views(capture, wish, self.limits), session.cancelled
         session.result = None
 
-        def work() -> Iterator[Progress]:
+        def work() -> Generator[Progress, None, None]:
             for progress in generate(self.pipeline, capture, plan, wish, cancelled):
                 if progress.news is not None:
                     session.result = progress.news
                 yield progress
 
         amount = len(plan.targets) * int(wish.steps)
-        seconds = yield from self._in_turn(session, cancelled, self._pace * amount, work)
+        seconds = yield from self._in_turn(key, cancelled, self._pace * amount, work)
         if session.result is not None and len(session.result.views) == len(plan.targets):
             self._pace = seconds / amount
 
@@ -319,16 +318,20 @@ class DemoApp:
         return Comparison(*map(enlarged, pair), has_truth, text)
 
     def _in_turn(
-        self, session: Session, cancelled: threading.Event, seconds: float, work: Callable[[], Iterator[Progress]]
+        self, key: str, cancelled: threading.Event, seconds: float, work: Callable[[], Generator[Progress, None, None]]
     ):
         """One piece of work at a time, of all visitors; who waits is told place and time. Returns how long it took."""
-        ticket = self._turns.join(seconds)
+        session, ticket = self.sessions[key], self._turns.join(seconds)
         try:
             while not cancelled.is_set() and (line := self._turns.ahead(ticket)) is not None:
                 place, left = line
                 others = "One other is" if place == 1 else f"{place} others are"
+                self.sessions.hear(key)
                 yield Progress(f"Waiting: {others} before you, about {left:.0f} s")
-            yield from work()
+            with closing(work()) as reports:
+                for progress in reports:
+                    self.sessions.hear(key)
+                    yield progress
         finally:
             took = self._turns.leave(ticket)
             if session.cancelled is cancelled:

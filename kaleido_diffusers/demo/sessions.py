@@ -126,6 +126,18 @@ class Sessions:
                 self._sessions.popitem(last=False)[1].end()
             return session
 
+    def hear(self, key: str) -> None:
+        """Keeps a visitor whose work goes on, or waits for its turn, which may take longer than sessions are kept.
+
+        Args:
+            key (`str`): names the visitor.
+        """
+        with self._lock:
+            key = self._tokens.get(key, key)
+            if session := self._sessions.get(key):
+                session.touched = self._clock()
+                self._sessions.move_to_end(key)
+
     def drop(self, key: str) -> None:
         """Forgets a visitor, and stops what runs for them.
 

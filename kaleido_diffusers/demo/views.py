@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import PIL.Image
@@ -235,7 +235,7 @@ def _free_camera(cameras: Cameras, wish: Wish) -> Cameras:
 
 def generate(
     pipe: KaleidoViewSynthesisPipeline, capture: Capture, plan: Plan, wish: Wish, cancelled: threading.Event
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """
     Generates the views of a plan. What is yielded names the views at work; after each group, and at the end, its
     `news` is the [`Result`] so far. Setting `cancelled` ends it after the step that is being computed.
