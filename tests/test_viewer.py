@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import re
 import sys
 import threading
@@ -23,6 +24,7 @@ from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, 
 from kaleido_diffusers.evaluation.metrics import psnr
 from kaleido_diffusers.geometry.cameras import rotations_from_quaternions
 from kaleido_diffusers.viewer.live import LiveScene
+from kaleido_diffusers.viewer.overview import among
 from kaleido_diffusers.viewer.page import Viewer
 
 
@@ -366,18 +368,75 @@ def test_a_flight_through_keyframes_becomes_a_video(pipe, scene, tmp_path):
         browser.until(lambda: not any(name.startswith("/keys/") for name in browser.nodes))
 
 
+def turned_to(position: np.ndarray, ahead: np.ndarray) -> np.ndarray:
+    """The turn of an upright camera that looks at a point, as viser has it."""
+    import viser.transforms as tf
+
+    forward = (ahead - position) / np.linalg.norm(ahead - position)
+    right = np.cross(forward, [0.0, 0.0, 1.0])
+    right /= np.linalg.norm(right)
+    return tf.SO3.from_matrix(np.stack([right, np.cross(forward, right), forward], axis=-1)).wxyz
+
+
+# Of windows: pixels across and down, and which of them the panel leaves: 415 at the right are its own, or 60% below
+WINDOWS = {(1440, 900): (1025, 900), (1920, 700): (1505, 700), (390, 844): (390, 338)}
+
+
+@pytest.mark.parametrize("window, free", WINDOWS.items())
+@pytest.mark.parametrize("capture", ["sample", "skull"])
+def test_the_overview_leaves_room_for_the_panel(capture, window, free, pipe, tmp_path):
+    """Photos, with what stands for them, and what they look at, projected as the window shows them."""
+    with serving(pipe, load_scene(sample_capture(capture)), tmp_path, references=12) as (viewer, browser):
+        names = [f"/references/{view}" for view in viewer.live.references]
+        for name in names:
+            browser.until_placed(name)
+        corners = (
+            np.array(list(itertools.product((-0.5, 0.5), (-0.5, 0.5), (0, 1)))) * browser.nodes[names[0]]["scale"]
+        )
+        turns = [torch.as_tensor(np.array(browser.nodes[name]["wxyz"])) for name in names]
+        seen = [corners @ rotations_from_quaternions(turn).numpy().T for turn in turns]
+        seen = [turned + browser.nodes[name]["position"] for turned, name in zip(seen, names)]
+        seen = np.concatenate([*seen, np.zeros((1, 3))])
+        position, ahead = viewer._overview(*window)
+        axes = rotations_from_quaternions(torch.as_tensor(turned_to(position, ahead))).numpy()
+        x, y, depth = ((seen - position) @ axes).T
+        focal = window[1] / 2 / np.tan(viewer._vertical_fov / 2)
+        across, down = window[0] / 2 + focal * x / depth, window[1] / 2 + focal * y / depth
+        assert depth.min() > 0 and across.min() > 0 and down.min() > 0
+        assert across.max() < free[0] and down.max() < free[1]
+        assert max(np.ptp(across) / free[0], np.ptp(down) / free[1]) > 0.6, "no farther away than that takes"
+
+
+def test_the_first_view_is_from_among_the_photos(scene):
+    """Half way between the photo that is nearest to all others and its neighbour, where they see enough of that."""
+    centers = [0.0, 0.1, 0.4, 0.55, 0.9]
+    poses = torch.eye(4, dtype=torch.float64).repeat(5, 1, 1)
+    poses[:, 0, 3] = torch.tensor(centers)
+    poses[:, 2, 3] = -2 + torch.tensor(centers) ** 2  # rays of parallel cameras in one plane would meet nowhere
+    row = scene.cameras[:5].with_poses(poses)
+    assert among(row)[0, 3] == pytest.approx(0.475)
+    assert torch.equal(among(row[3:4]), poses[3]), "a lone photo stands for itself"
+    few = scene.cameras[[0, 19, 39]]  # from the two ends and the middle of a long arc
+    assert torch.equal(among(few), few.world_from_camera[1])
+
+
 def test_the_page_opens_on_an_overview_and_looks_as_one_likes(pipe, scene, tmp_path):
     with serving(pipe, scene, tmp_path, references=3, steps=1) as (viewer, browser):
         name = f"/references/{viewer.live.references[0]}"
         browser.until_placed(name)
         position, ahead = viewer._overview()
-        axis = (ahead - position) / np.linalg.norm(ahead - position)
-        places = viewer._place.normalize(scene.cameras.world_from_camera)[:, :3, 3].numpy()
-        to_place = np.concatenate([places, np.zeros((1, 3))]) - position
-        depths = to_place @ axis
-        angles = np.arctan2(np.linalg.norm(to_place - depths[:, None] * axis, axis=1), depths)
-        assert angles.max() < viewer._vertical_fov / 2 and position[2] > 0, "all photos, and what they look at"
-        browser.move_to(name)  # viser greets a browser at its first camera
+        assert position[2] > ahead[2], "from above"
+        browser.until(lambda: "SetCameraPositionMessage" in browser.types)  # where all begin
+        browser.types.discard("SetCameraPositionMessage")
+        browser.move(turned_to(position, ahead), position, size=(900, 1440))
+        browser.until_view()
+        assert "SetCameraPositionMessage" not in browser.types, "it stands where it should"
+        assert "Seen from among the photos" in browser.said[-1] and "invented" not in browser.said[-1]
+        browser.move_to(name)
+        browser.until_view()
+        browser.move(turned_to(position, ahead), position, size=(844, 390))
+        browser.until(lambda: "SetCameraPositionMessage" in browser.types)  # farther away, above the panel of a phone
+        browser.move_to(name, shift=(0.0, 0.0, 0.05))  # a picture that is shown already is not sent again
         browser.until_view()
         before = browser.nodes[name]["scale"]
         browser.set("Photo size", 2.0)

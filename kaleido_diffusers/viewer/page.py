@@ -20,6 +20,7 @@ from ..web.origins import OriginRule
 from ..web.texts import as_markdown
 from .jobs import Jobs
 from .live import MOST_REFERENCES, LiveScene
+from .overview import among, is_at, stand_back
 from .serving import serve
 
 
@@ -32,8 +33,10 @@ MOST_POINTS = 50_000
 KEY_STEPS = 16  # pieces of the drawn path between two keyframes
 KEY_SIDE, KEYS_A_ROW = 96, 6  # pixels of the previews of keyframes, and how many stand side by side
 HELP = "Drag to turn, right-drag to shift, scroll or WASD to fly, click on a photo to go there. Stop, and look."
+FIRST = "Seen from among the photos: fly, and stop."
 EXPECT = "What the photos see comes out soft, without fine detail; what no photo shows is invented."
 OVERVIEW_SLOPE = 0.6  # of the line of sight from which the page opens
+WINDOW = (1440, 900)  # pixels across and down, until a browser says its own
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -68,6 +71,7 @@ class Viewer:
         live.pipe.set_progress_bar_config(disable=True)
         self._place = _place(live.scene.cameras)
         self._pose: torch.Tensor | None = None  # [4, 4], where the user's camera is
+        self._is_home = False  # that camera, where the page opens
         self._shown: torch.Tensor | None = None  # [4, 4], where the view on the page is from
         self._keys: list[tuple[torch.Tensor, PIL.Image.Image | None]] = []  # pose [4, 4], and the view from there
         self._film: Path | None = None  # the flight that was rendered last
@@ -195,28 +199,35 @@ class Viewer:
         server.initial_camera.position, server.initial_camera.look_at = self._overview()
         server.initial_camera.fov = self._vertical_fov
 
-    def _overview(self) -> tuple[np.ndarray, np.ndarray]:
-        """Position and a point ahead, in viser's world: behind all the photos and above them, far enough to see them
-        and what they look at."""
+    def _overview(self, width: int = WINDOW[0], height: int = WINDOW[1]) -> tuple[np.ndarray, np.ndarray]:
+        """Position and a point ahead, in viser's world: behind all the photos and above them, so far that they and
+        what they look at are seen beside the panel of a window so large."""
         centers = self._place.normalize(self.live.scene.cameras.world_from_camera)[:, :3, 3]
-        seen = F.pad(centers, (0, 0, 0, 1))  # the focus point is the origin
-        middle = (seen.amin(0) + seen.amax(0)) / 2
         side = centers.mean(0)
         side[2] = 0
-        side = (
-            F.normalize(side, dim=0)
-            if side.norm() > 1e-3
-            else torch.tensor([0.0, -1.0, 0.0], dtype=torch.float32).to(side)
-        )
-        away = (seen - middle).norm(dim=-1).max() / math.sin(self._vertical_fov / 2)
-        above = torch.tensor([0.0, 0.0, OVERVIEW_SLOPE], dtype=torch.float32).to(side)
-        return (middle + 1.1 * away * F.normalize(side + above, dim=0)).numpy(), middle.numpy()
+        side = F.normalize(side, dim=0) if side.norm() > 1e-3 else side.new_tensor([0.0, -1.0, 0.0])
+        side[2] = OVERVIEW_SLOPE
+        seen = F.pad(centers, (0, 0, 0, 1))  # the focus point is the origin
+        reach = 2 * self._frustum_scale
+        position, ahead = stand_back(seen, side, reach, self._vertical_fov, width, height)
+        return position.numpy(), ahead.numpy()
+
+    def _is_at_home(self, camera) -> bool:
+        """Whether a browser's camera stands where the page opens. It opens before it is known how large its window is,
+        and then is put where that shows the same."""
+        if is_at(camera, *self._overview(camera.image_width, camera.image_height)):
+            return True
+        if not is_at(camera, *self._overview()):
+            return False
+        self._go_home(camera.client, "Overview")
+        return True
 
     def _go_home(self, client, where: str) -> None:
         with client.atomic():
             client.camera.up_direction = np.array([0.0, 0.0, 1.0])
             if where == "Overview":
-                client.camera.position, client.camera.look_at = self._overview()
+                size = client.camera.image_width, client.camera.image_height
+                client.camera.position, client.camera.look_at = self._overview(*size)
 
     def _look_with(self, fov: float) -> None:
         self.live.look_with(fov)
@@ -314,9 +325,18 @@ class Viewer:
         pose = self._place.denormalize(placed[None])[0]
         if self._pose is not None and torch.allclose(pose, self._pose, rtol=0, atol=1e-6):
             return  # the window changed, not the camera
+        was_home, self._is_home = self._is_home, self._is_at_home(camera)
         self._pose = pose
         self._clear_sight()
+        if was_home and self._is_home:
+            return
         self._jobs.put("view", self._show_view, self.settle)
+
+    @property
+    def _sight(self) -> torch.Tensor | None:
+        """Where the view is to be from: where the camera stands, and at the overview from among the photos, as from
+        there all would be invented."""
+        return among(self.live.scene.cameras[self.live.references]) if self._is_home else self._pose
 
     def _stand(self, pose: torch.Tensor, view: PIL.Image.Image) -> None:
         """Puts a view into space: a screen at the distance of the focus point, as large as it is seen from `pose`."""
@@ -354,7 +374,7 @@ class Viewer:
                 handle.visible = away
 
     def _show_view(self) -> None:
-        pose = self._pose
+        pose, is_home = self._sight, self._is_home
         if pose is None:
             return
         encoded, start = self.live.memory is not None, time.perf_counter()
@@ -373,7 +393,8 @@ class Viewer:
         self._stand(pose, views[0])
         once = "" if encoded else ", of which the photos are encoded only this once"
         invented = " **Hardly a photo looks there: most of this view is invented.**"
-        self._say(f"{seconds:.2f} s{once}. {self._memory_line()}{invented * self.live.is_invented(cameras)}")
+        where = f" {FIRST}" * is_home + invented * self.live.is_invented(cameras)
+        self._say(f"{seconds:.2f} s{once}. {self._memory_line()}{where}")
 
     def _memory_line(self) -> str:
         photos = f"{len(self.live.references)} photo{'s' * (len(self.live.references) != 1)}"
@@ -410,9 +431,10 @@ class Viewer:
     # Flights
 
     def _record_key(self) -> None:
-        if self._pose is not None:
-            is_seen = self._shown is not None and torch.equal(self._shown, self._pose)
-            self._keys.append((self._pose, self._view if is_seen else None))
+        pose = self._sight
+        if pose is not None:
+            is_seen = self._shown is not None and torch.equal(self._shown, pose)
+            self._keys.append((pose, self._view if is_seen else None))
             self._draw_keys()
 
     def _clear_keys(self, kept: int = 0) -> None:
