@@ -27,12 +27,20 @@ DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 BOTH = pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 WAIT = 120_000  # milliseconds: a busy machine is slow, not wrong
 
-# Notes every state of the bar and of the sentence above it.
+# Notes every state of the bar, of the sentence above it, and of Stop: whether it can be pressed; and whether all that
+# one works with has been on the screen while views were generated.
 WATCH = """
 window.seen = [];
+const isOnScreen = selector => {
+  const box = document.querySelector(selector)?.getBoundingClientRect();
+  return box && box.height > 0 && box.top >= -1 && box.bottom <= innerHeight + 1;
+};
 new MutationObserver(() => {
   const bar = document.querySelector('#status progress'), line = document.querySelector('#status .sentence');
-  const now = [bar ? bar.value : null, line ? line.innerText : ''];
+  const stop = document.querySelector('#stop');
+  const now = [bar ? bar.value : null, line ? line.innerText : '', Boolean(stop && !stop.disabled)];
+  if (now[1].startsWith('Generating'))
+    window.workOnScreen ||= ['#go', '#stop', '#status', '#views'].every(isOnScreen);
   if (JSON.stringify(now) !== JSON.stringify(window.seen.at(-1))) window.seen.push(now);
 }).observe(document, {subtree: true, childList: true, characterData: true, attributes: true});
 """
@@ -157,6 +165,10 @@ def test_the_first_screen_shows_what_it_is_and_what_to_do(viewport, visit):
     page = visit(viewport)
     assert fits(page) and "invented" in page.inner_text("#header"), "what to expect is said before the upload"
     assert is_on_screen(page, "#header", "#examples", "#files")
+    page.wait_for_function("document.querySelectorAll('#photos button.thumbnail-item').length === 9")
+    assert page.eval_on_selector("#photos .grid-wrap", "strip => strip.scrollHeight <= strip.clientHeight"), (
+        "whole rows"
+    )
     assert plays(page) == pytest.approx(3.0, abs=0.05), "24 views, 8 a second, of the example"
     page.locator("#make").evaluate("element => element.scrollIntoView({block: 'start'})")
     assert is_on_screen(page, "#make", "#status", "#film video", "#speed"), "all of the work is in one screen"
@@ -184,14 +196,15 @@ def test_the_sample_capture_from_start_to_download(viewport, visit):
     said(page, "What you see was made for an earlier choice", "#advice")
     said(page, "where hardly a photo does", "#advice")
     page.click("#go:not([disabled])")
-    page.wait_for_function("window.seen.some(([, text]) => text.includes('Generating'))")  # it may be over in a moment
+    said(page, "Done: 4 of 4 views")
+    assert page.evaluate("window.workOnScreen"), "while views came"
     if viewport is PHONE:
         page.wait_for_function("document.querySelector('#make').getBoundingClientRect().y < 5")
-    assert is_on_screen(page, "#go", "#stop", "#status", "#views")
-    said(page, "Done: 4 of 4 views")
     seen = page.evaluate("window.seen")
-    done = [value for value, text in seen if value is not None and text.startswith("Generating views 1 to 4 of 4")]
+    done = [value for value, text, _ in seen if value is not None and text.startswith("Generating views 1 to 4 of 4")]
     assert done and done == sorted(done), seen
+    assert any(stops for _, text, stops in seen if text.startswith("Generating")), "what is at work can be stopped"
+    assert not any(stops for _, text, stops in seen if text.startswith("Done")), seen
     assert plays(page) == pytest.approx(0.5, abs=0.05)
     assert "earlier choice" not in page.inner_text("#advice")
     assert views(page) == 4
@@ -360,7 +373,7 @@ def test_a_video_is_posed_and_flown_through(viewport, visit, tmp_path):
     page = visit(viewport)
     page.set_input_files("#files input[type=file]", [video])
     said(page, "Your video: 8 photos.")
-    assert any(text.startswith("Looking for the sharpest frames") for _, text in page.evaluate("window.seen"))
+    assert any(text.startswith("Looking for the sharpest frames") for _, text, _ in page.evaluate("window.seen"))
     wish(page, "keyframes", views=4, steps=2)
     generate(page, 4)
     assert plays(page) == pytest.approx(0.5, abs=0.05)
@@ -429,8 +442,8 @@ def test_plain_photos_are_posed_and_seen_from_elsewhere(viewport, visit, tmp_pat
     assert "Left out: broken.jpg" in page.inner_text("#status")
     seen = page.evaluate("window.seen")
     for what in ("Finding details in the photos", "Finding the same details", "Placing the cameras"):
-        assert any(text.startswith(what) for _, text in seen), seen
-    placed = [value for value, text in seen if text.startswith("Placing")]
+        assert any(text.startswith(what) for _, text, _ in seen), seen
+    placed = [value for value, text, _ in seen if text.startswith("Placing")]
     assert placed == sorted(placed) and len(set(placed)) >= 2
     generate(page, 24)  # with what the page proposes
     assert plays(page) == pytest.approx(3.0, abs=0.05) and views(page) == 24

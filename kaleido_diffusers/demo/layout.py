@@ -71,7 +71,7 @@ class Layout:
         self.photos = gr.Gallery(
             show_label=False,
             columns=8,
-            height=126,
+            height=142,  # two rows on a phone, whole
             object_fit="cover",
             allow_preview=False,
             interactive=False,

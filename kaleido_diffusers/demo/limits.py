@@ -59,12 +59,13 @@ class Limits:
 @dataclass(frozen=True)
 class Progress:
     """How far along work is: `done` of `total`, and a sentence, `text`, that says what is being done. `news` is what
-    there is to show of it, if anything."""
+    there is to show of it, if anything. `is_last` when nothing is left to be stopped."""
 
     text: str
     done: int = 0
     total: int = 0
     news: Any = None
+    is_last: bool = False
 
 
 class Stopped(Exception):

@@ -28,6 +28,7 @@ _WORK = {"concurrency_limit": None, "show_progress": "hidden"}  # the app has a 
 _QUIET = {"show_progress": "hidden"}
 _UNLISTED = {"api_visibility": "private"}
 _TOKEN = re.compile(r"[0-9a-f]{32}")
+_MAKING = "Making the film"  # which takes seconds: the views are there, and nothing is left to be stopped
 _THUMBNAIL, _FRAME, _BLUE = 96, 7, (37, 99, 235)  # of photos to click on
 
 
@@ -328,8 +329,10 @@ class _Page(Layout):
                 if progress.news is not None:
                     pictures += [_saved(view) for view in progress.news.views[len(pictures) :]]
                     update[self.gallery] = gr.Gallery(self._named(pictures, progress.news), selected_index=0)
+                if progress.is_last:
+                    update |= {self.status: sentence(_MAKING), self.stop: gr.Button(interactive=False)}
                 yield update
-            yield {**self._idle(request), **self._done(key)}
+            yield {self.status: status(progress), **self._idle(request), **self._done(key)}
         except (ValueError, OSError) as error:
             error = _for_visitors(error)
             yield {self.status: sentence(str(error), is_problem=True), **self._idle(request)}

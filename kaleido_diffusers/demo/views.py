@@ -287,4 +287,5 @@ def generate(
         yield Progress(f"Looking at {len(plan.references)} reference photos")
         yield from in_background(work, cancelled)
     done = f"{len(result.views)} of {count} views"
-    yield Progress(f"Stopped after {done}" if cancelled.is_set() else f"Done: {done}", 1, 1, result)
+    text = f"Stopped after {done}" if cancelled.is_set() else f"Done: {done}"
+    yield Progress(text, 1, 1, result, is_last=True)
