@@ -113,7 +113,7 @@ def forking(verb: str, folder: Path) -> Iterator[Callable[..., Ended]]:
         yield call
     finally:
         process.stdin.close()
-        process.wait(60)
+        process.wait()
 
 
 def final(folder: Path) -> dict[str, Path]:

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import sqlite3
 import warnings
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from conftest import ended, shared, started
 from kaleido_diffusers import Cameras, cli, load_scene
 from kaleido_diffusers.captures.images import CaptureError
 from kaleido_diffusers.captures.posing.photo_checks import blurred, grey, same_pictures, sharpness, thumbnail
-from kaleido_diffusers.captures.posing.reconstruction import estimate_poses, find_photos
+from kaleido_diffusers.captures.posing.reconstruction import estimate_poses, find_photos, remove_run
 from kaleido_diffusers.captures.posing.video import sharp_frames
 
 
@@ -108,6 +110,28 @@ def test_a_killed_run_goes_on(stage, kermit, tmp_path):
     torch.testing.assert_close(
         load_scene(output).cameras.world_from_camera, load_scene(kermit).cameras.world_from_camera, rtol=0, atol=1e-4
     )
+
+
+def test_what_a_kill_leaves_beside_the_database_goes_back_into_it(kermit, tmp_path):
+    """Killed after the cameras were found, with a change in SQLite's log; and what --overwrite removes."""
+    output = shutil.copytree(kermit, tmp_path / "capture")
+    with closing(sqlite3.connect(output / "database.db")) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE late (number)")
+        database.commit()
+        for name in ("database.db", "database.db-wal", "database.db-shm"):
+            shutil.copy(output / name, tmp_path / name)
+    for name in ("database.db", "database.db-wal", "database.db-shm"):
+        shutil.copy(tmp_path / name, output / name)
+    (output / "report.json").unlink()
+    photos = find_photos(shared("captures/kermit/images"))
+    assert estimate_poses(photos, output, threads=1).registered == 11
+    assert not list(output.glob("database.db-*"))
+    with closing(sqlite3.connect(output / "database.db")) as database:
+        assert database.execute("SELECT count(*) FROM late").fetchone() == (0,)
+    shutil.copy(tmp_path / "database.db-wal", output)
+    remove_run(output, photos)
+    assert list(output.glob("*")) == []
 
 
 def test_sequential_matching_finds_the_same_cameras(tmp_path):

@@ -301,7 +301,7 @@ def remove_run(output: Path, photos: Sequence[Path]) -> None:
                 copy.unlink()
         with suppress(OSError):  # photos of others are in it, or there is none
             (output / "images").rmdir()
-        names = ("database.db", "cameras.png", "report.json", "photos.json")
+        names = ("database.db", "database.db-*", "cameras.png", "report.json", "photos.json")
         remove_written(output, "sparse", *names, *(() if has_kept else ("images.json",)))
 
 

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -174,8 +175,12 @@ class StructureFromMotion:
         return sorted(set().union(*others) - largest)
 
     def tidy(self) -> None:
-        """Removes what mapping, or one that was killed, leaves beside the model."""
+        """Removes what mapping, or one that was killed, leaves beside the model, and puts into the database what a run
+        that was killed left beside it."""
         shutil.rmtree(self.folder / _PART, ignore_errors=True)
+        if any(self.folder.glob(f"{self.database.name}-*")):
+            with closing(sqlite3.connect(self.database)) as database:
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # and closing it removes them
 
     def _create_database(self, one_camera: bool) -> None:
         pycolmap = import_pycolmap()
