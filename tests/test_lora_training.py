@@ -246,7 +246,7 @@ def test_scores_that_cannot_be_taken_are_known_before_the_first_step(tmp_path, b
     assert cli.main(["lora", str(few_photos(tmp_path / "nine", 9)), *words, "--scored-references", "0"]) == 1
     assert "--scored-references must be numbers from 1" in capsys.readouterr().err
     assert cli.main(["lora", str(tmp_path / "nine"), *words, "--denoising-steps", "0"]) == 1
-    assert "num_inference_steps" in capsys.readouterr().err
+    assert "--denoising-steps must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_kaleido_lora_on_eight_photos_that_lie_elsewhere(tmp_path, base, capsys):
