@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import FORKS, free_port, places
+from conftest import FORKS, free_port, places, random_poses
 from test_trainer import MODEL, make_config
 from torch.distributed.tensor import DTensor
 
@@ -133,6 +133,14 @@ def test_two_shards_have_half_of_the_states_each_and_the_same_losses(tmp_path):
     assert whole <= sum(halves) <= whole + counters and max(halves) <= whole / 2 + counters
 
 
+def views_of(pipe: KaleidoViewSynthesisPipeline) -> torch.Tensor:
+    """Two views from one reference."""
+    generator, size = torch.Generator().manual_seed(0), pipe.default_sample_size
+    image, poses = torch.rand(3, size, size, generator=generator), random_poses(3, generator=generator)
+    options = {"fov": 50.0, "num_inference_steps": 2, "generator": generator, "output_type": "pt"}
+    return pipe([image], poses, **options).images
+
+
 @pytest.mark.slow
 def test_shards_train_as_one_process_and_a_run_goes_from_4_to_2_to_1_to_4(tmp_path):
     """Losses agree to 1e-5 over 20 steps, whatever the layout. On the way the state is handed on to the bit."""
@@ -166,10 +174,13 @@ def test_shards_train_as_one_process_and_a_run_goes_from_4_to_2_to_1_to_4(tmp_pa
     for weights, folder in folders.items():
         words = ["--output", str(folder), "--weights", weights]
         assert main(["convert", str(tmp_path / "four" / "checkpoint-20"), *words]) == 0
-    shipped, averaged, raw = (
-        KaleidoViewSynthesisPipeline.from_pretrained(folder).transformer.state_dict()
+    pipes = [
+        KaleidoViewSynthesisPipeline.from_pretrained(folder)
         for folder in (tmp_path / "four" / "pipeline", *folders.values())
-    )
+    ]
+    views = [views_of(pipe) for pipe in pipes]
+    assert torch.equal(views[0], views[1]) and not torch.equal(views[0], views[2])
+    shipped, averaged, raw = (pipe.transformer.state_dict() for pipe in pipes)
     assert shipped.keys() == averaged.keys() and all(torch.equal(shipped[name], averaged[name]) for name in shipped)
     assert not all(torch.equal(shipped[name], raw[name]) for name in shipped)
 
