@@ -120,8 +120,7 @@ class Sessions:
         with self._lock:
             key = self._tokens.get(key, key)
             session = self._sessions.setdefault(key, Session())
-            session.touched = self._clock()
-            self._sessions.move_to_end(key)
+            self._touch(key)
             while len(self._sessions) > self._most:
                 self._sessions.popitem(last=False)[1].end()
             return session
@@ -134,9 +133,12 @@ class Sessions:
         """
         with self._lock:
             key = self._tokens.get(key, key)
-            if session := self._sessions.get(key):
-                session.touched = self._clock()
-                self._sessions.move_to_end(key)
+            if key in self._sessions:
+                self._touch(key)
+
+    def _touch(self, key: str) -> None:
+        self._sessions[key].touched = self._clock()
+        self._sessions.move_to_end(key)
 
     def drop(self, key: str) -> None:
         """Forgets a visitor, and stops what runs for them.

@@ -119,8 +119,7 @@ def ssim_variant(images: torch.Tensor, truth: torch.Tensor, key: str) -> torch.T
 
 
 def _ssim_of(variant: _SSIM, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    moments = variant.blurred(torch.stack([x, y, x * x, y * y, x * y]))
-    mean_x, mean_y, xx, yy, xy = moments
+    mean_x, mean_y, xx, yy, xy = variant.blurred(torch.stack([x, y, x * x, y * y, x * y]))
     pixels = variant.size**2
     norm = pixels / (pixels - 1) if variant.is_sample else 1.0
     xx, yy, xy = norm * (xx - mean_x**2), norm * (yy - mean_y**2), norm * (xy - mean_x * mean_y)
