@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SOURCES := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test test-all lint mutants docs clean
+.PHONY: demo test test-docs test-all lint mutants docs clean
 
 # Renders kept-back photos of the two samples, and flights past them, with the bundled checkpoint.
 demo: $(VENV)/.installed-demo
@@ -16,9 +16,13 @@ demo: $(VENV)/.installed-demo
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-dev lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not documentation"
 
-# Every test, the slow ones too.
+# The commands and the Python of README and docs/, page by page: what they use has tests of its own above.
+test-docs: $(VENV)/.installed-dev
+	$(PYTEST) --dist worksteal -m documentation
+
+# Every test, those of the documentation and the slow ones too.
 test-all: $(VENV)/.installed-dev lint
 	$(PYTEST)
 

@@ -28,7 +28,7 @@ from kaleido_diffusers import (  # noqa: E402
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
-DEAREST = ("docs", "demo_browser", "trainer", "hub", "kept", "reconstruction", "viewer", "demo", "registration")
+DEAREST = ("demo_browser", "trainer", "hub", "kept", "reconstruction", "viewer", "demo", "registration")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

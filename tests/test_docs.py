@@ -170,6 +170,7 @@ def driver(hub, tmp_path_factory):
         process.stdin.close()
 
 
+@pytest.mark.documentation
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_and_python_run(page, driver, hub, tmp_path):
     code, mine = [], furnish(tmp_path / "mine")

@@ -69,24 +69,27 @@ def _sweep(images, cameras: Cameras, target: Cameras, weight, fill, num_planes: 
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) + 0.5 for n in (height, width)), indexing="ij")
     pixels = torch.stack([x, y], dim=-1).reshape(-1, 2)
     depth = float(looking_distances(cameras, target[None]))
-    # Where the references see a point of a ray is linear in its depth: (x, y, 1) times the depth there
+    # Where the references see a point of a ray is linear in its depth: (x, y, 1) times the depth there. Pixels are
+    # measured from -1 to 1 over each reference.
     from_world = cameras.intrinsics @ cameras.camera_from_world[:, :3]
+    from_world[:, :2] *= 2 / cameras.image_sizes.flip(-1)[:, :, None]
+    from_world[:, :2] -= from_world[:, 2:]
     rays = target.unproject(pixels, torch.ones(len(pixels), dtype=torch.float64)) - target.centers
-    start = (from_world[:, :, :3] @ target.centers + from_world[:, :, 3]).unsqueeze(1)
-    step = rays @ from_world[:, :, :3].mT
-    size = cameras.image_sizes.flip(-1)[:, None]
+    start = (from_world[:, :, :3] @ target.centers + from_world[:, :, 3]).T[:, :, None, None].float()
+    step = (from_world[:, :, :3] @ rays.T).transpose(0, 1).unflatten(-1, (height, width)).float()
     best_cost = torch.full((height, width), torch.inf, dtype=torch.float32)
     best_color = fill.clone()
-    for inverse in torch.linspace(4.0, 0.25, num_planes, dtype=torch.float64) / depth:
-        seen, depths = (start + step / inverse).split([2, 1], dim=-1)
-        grid = (2 * seen / depths / size - 1).float().view(len(cameras), height, width, 2)
-        valid = (grid.abs() <= 1).all(-1) & (depths > 0).view(len(cameras), height, width)
+    for inverse in torch.linspace(4.0, 0.25, num_planes, dtype=torch.float64).tolist():
+        seen = torch.add(start, step, alpha=depth / inverse)
+        grid = (seen[:2] / seen[2]).movedim(0, -1)
+        valid = (grid.abs().amax(-1) <= 1) & (seen[2] > 0)
         warped = F.grid_sample(images, grid.clamp(-2, 2), align_corners=False, padding_mode="border")
         share = weight[:, None, None] * valid
         total = share.sum(0)
-        color = (share[:, None] * warped).sum(0) / total.clamp_min(1e-8)
-        spread = (share[:, None] * (warped - color).square()).sum((0, 1)) / total.clamp_min(1e-8)
-        cost = spread + 0.02 * (1 - total) ** 2 + 1e-4 * (inverse * depth - 1).float() ** 2
+        share /= total.clamp_min(1e-8)
+        color = torch.einsum("nhw,nchw->chw", share, warped)
+        spread = torch.einsum("nhw,nchw->hw", share, (warped - color).square_())
+        cost = spread + 0.02 * (1 - total) ** 2 + 1e-4 * (inverse - 1) ** 2
         cost = F.avg_pool2d(cost[None, None], window, 1, window // 2, count_include_pad=False)[0, 0]
         better = (cost < best_cost) & (total > 1e-6)
         best_cost = torch.where(better, cost, best_cost)
