@@ -6,7 +6,7 @@ SOURCES := setup.cfg pyproject.toml constraints.txt
 
 .PHONY: demo test test-docs test-all lint mutants docs clean
 
-# Renders kept-back photos of the two samples, and flights past them, with the bundled checkpoint.
+# Renders kept-back photos of two samples, and flights past them, with the bundled checkpoint.
 demo: $(VENV)/.installed-demo
 	$(BIN)/kaleido render skull --trajectory keyframes --views 16 --output renders
 	$(BIN)/kaleido render sample --trajectory keyframes --views 16 --output renders

@@ -1,4 +1,4 @@
-"""What ships inside the package: a checkpoint and two sample captures."""
+"""What ships inside the package: a checkpoint and three sample captures."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ __all__ = [
 ]
 
 BUNDLED = ("kaleido-tiny",)
-SAMPLES = ("sample", "skull")  # a synthetic table of 40 views, and nine photos
+SAMPLES = ("sample", "skull", "room")
 
 _PACKAGE = Path(__file__).parent
 
@@ -51,8 +51,9 @@ def sample_capture(name: str = "sample") -> str:
     """Folder of a capture that ships with the package, for `load_scene`. Raises `ValueError` for other names.
 
     Args:
-        name (`str`, defaults to `"sample"`): `"sample"`, 40 views of a synthetic table, or `"skull"`, nine photos (by
-            alansartlog, CC BY 4.0), three of them kept back as its test split.
+        name (`str`, defaults to `"sample"`): `"sample"`, 40 views of a synthetic table; `"skull"`, nine photos (by
+            alansartlog, CC BY 4.0), three of them kept back as its test split; or `"room"`, twelve drawn views (its
+            README names who made what is in it).
     """
     if name not in SAMPLES:
         raise ValueError(f"`name` must be one of {', '.join(SAMPLES)}, got {name!r}.")

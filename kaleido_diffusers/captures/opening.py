@@ -33,7 +33,7 @@ class CaptureOptions:
     """Hold out every so many photos by name; when not given, the capture's own test split, or every 8th."""
 
     def load(self, path: str) -> "Scene":
-        """The capture in the folder `path`; `sample` and `skull` ship with the package."""
+        """The capture in the folder `path`; `sample`, `skull` and `room` ship with the package."""
         if self.test_every is not None and self.test_every < 2:
             raise ValueError(f"--test-every must be at least 2, got {self.test_every}.")
         from .readers import load_scene

@@ -35,8 +35,8 @@ class RenderSettings:
     """Renders views that were kept back from a capture, next to the true photos, and flies through it."""
 
     capture: Annotated[str, tyro.conf.Positional] = "sample"
-    """Folder of the capture (see `kaleido info`), a single photo, or `sample` or `skull`, which ship with the
-    package."""
+    """Folder of the capture (see `kaleido info`), a single photo, or `sample`, `skull` or `room`, which ship
+    with the package."""
     checkpoint: str = "bundled"
     """Folder or Hub id of a pipeline or of an adapter, or the name of a bundled checkpoint."""
     lora: str | None = None
@@ -130,8 +130,8 @@ class LoraSettings:
     megabytes, or with `--full` a whole pipeline."""
 
     capture: Annotated[str, tyro.conf.Positional]
-    """Folder of the capture, or `sample` or `skull`, which ship with the package. Its test split (or every 8th photo
-    by name) is kept for the scores."""
+    """Folder of the capture, or `sample`, `skull` or `room`, which ship with the package. Its test split (or every 8th
+    photo by name) is kept for the scores."""
     output: Path | None = None
     """Folder for the adapter, checkpoints and pictures, `runs/` and the capture's name when not given. A run in it is
     resumed."""
@@ -336,7 +336,7 @@ class ViewSettings:
     """Serves a page with the cameras of a capture in space: fly, stop, and see the view from there."""
 
     capture: Annotated[str, tyro.conf.Positional] = "sample"
-    """Folder of the capture (see `kaleido info`), or `sample` or `skull`, which ship with the package."""
+    """Folder of the capture (see `kaleido info`), or `sample`, `skull` or `room`, which ship with the package."""
     checkpoint: str = "bundled"
     """Folder or Hub id of a pipeline, or the name of a bundled one."""
     lora: str | None = None
@@ -440,8 +440,8 @@ class InfoSettings:
     capture, figures and warnings, and draws its cameras; or, of a checkpoint, config, size, fingerprint and card."""
 
     path: Annotated[str | None, tyro.conf.Positional] = None
-    """A capture to describe, in any format that is known, or `sample` or `skull`, which ship with the package; or a
-    checkpoint: a folder, a file, or `bundled`."""
+    """A capture to describe, in any format that is known, or `sample`, `skull` or `room`, which ship with the package;
+    or a checkpoint: a folder, a file, or `bundled`."""
     capture_options: Annotated[CaptureOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=CaptureOptions)
     """How the capture is read and split."""
     output: Path = Path("renders")

@@ -17,7 +17,8 @@ from ..geometry.views import ViewGeometry, Views
 
 __all__ = ["SAMPLES", "Capture", "load_sample", "small_capture"]
 
-SAMPLES = {"skull": "Skull (photos)", "sample": "Table (drawn)"}  # captures that ship, and what to call them
+# Captures that ship, and what to call them
+SAMPLES = {"skull": "Skull (photos)", "room": "Room (drawn)", "sample": "Table (drawn)"}
 _POINTS = 4000  # sparse points that are kept to be drawn
 
 

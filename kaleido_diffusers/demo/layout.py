@@ -57,7 +57,7 @@ class Layout:
         gr.Markdown("An example, or your own: photos of one scene, a video, or a zip of a capture.", elem_id="give")
         with gr.Row(elem_id="examples"):
             self.samples = {
-                name: gr.Button(label, size="sm", min_width=100, elem_id=f"example-{name}")
+                name: gr.Button(label, size="sm", min_width=80, elem_id=f"example-{name}")
                 for name, label in SAMPLES.items()
             }
         self.files = gr.File(
