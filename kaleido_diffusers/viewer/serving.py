@@ -1,8 +1,9 @@
 """Serving the viewer's page to those who may see it."""
 
 import inspect
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from http import HTTPStatus
 
 from ..web.origins import OriginRule
@@ -25,7 +26,16 @@ def serve(host: str, port: int, rule: OriginRule):
         raise ImportError("The viewer needs viser: pip install 'kaleido-diffusers[demo]'.") from error
 
     class Server(viser.ViserServer):
-        """Without the tunnel to a public server that any browser could ask for."""
+        """Without the tunnel to a public server that any browser could ask for, and silent: viser prints its address
+        and its end although it is told not to."""
+
+        def __init__(self, **options):
+            with redirect_stdout(io.StringIO()):
+                super().__init__(**options)
+
+        def stop(self) -> None:
+            with redirect_stdout(io.StringIO()):
+                super().stop()
 
         def request_share_url(self, *_args, **_options) -> None:
             return None
