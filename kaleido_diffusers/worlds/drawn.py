@@ -219,7 +219,9 @@ def _find_stand(stage: Stage, rng: np.random.Generator, fov: float) -> tuple | N
     for _ in range(3):
         stands = [stage.stand(rng, fov) for _ in range(16)]
         poses = np.stack([_look(*stand, 0.0) for stand in stands])
-        views, depth = renderer().draw(stage.drawing, poses, _intrinsics(np.full(16, fov), (32, 32)), (32, 32))
+        views, depth = renderer().draw(
+            stage.drawing, poses, _intrinsics(np.full(16, fov), (32, 32)), (32, 32), smooth=False
+        )
         solid = np.where(np.isfinite(depth), depth, 1e3)
         middle, near = np.median(solid, axis=(1, 2)), np.quantile(solid, 0.08, axis=(1, 2))
         detail = np.abs(np.diff(views.mean(-1), axis=-1)).mean((1, 2))
@@ -236,7 +238,7 @@ def _exposure(drawing: Drawing, base: tuple, fov: float, rng: np.random.Generato
     """Exposure as a camera chooses it: things, seen small, come to a middle brightness, with some error."""
     poses = _look(*base, 0.0)[None]
     small, lens = (32, 32), _intrinsics(np.array([fov]), (32, 32))
-    view, depth = renderer().draw(_only(drawing, np.array([0])), poses, lens, small)
+    view, depth = renderer().draw(_only(drawing, np.array([0])), poses, lens, small, smooth=False)
     seen = np.isfinite(depth[0])
     gray = view[0].mean(-1)[seen if seen.mean() > 0.02 else slice(None)] / 255
     wanted = rng.uniform(0.33, 0.56)
