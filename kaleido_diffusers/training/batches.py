@@ -202,9 +202,21 @@ class StepBatches(torch.utils.data.Dataset):
             views = sample_view_subset(
                 len(sample), sample.cameras, sample.times, config.views, chooser, config.view_mix
             )
-            samples.append(sample.select(views))
+            samples.append(sample.select(self._repeat(list(views), partition, chooser)))
         encoded = samples[0].pixels.dtype != torch.uint8
         return TrainingStep(step, _stack(samples), encoded, partition, self.rows)
+
+    def _repeat(self, views: list[int], partition: ViewPartition, generator: torch.Generator) -> list[int]:
+        """Some of the targets are references again."""
+        share = self.config.repeated_references
+        references, targets = (
+            [view for group in side for view in group] for side in (partition.references, partition.targets)
+        )
+        for target in targets if share and references else ():
+            chance, which = torch.rand(2, generator=generator, dtype=torch.float32).tolist()
+            if chance < share:
+                views[target] = views[references[int(which * len(references))]]
+        return views
 
     def _read(self, source: SceneSource, scene: int) -> Views:
         """A scene; with `skip_broken`, another one in place of one that cannot be read, the same in every run."""

@@ -126,6 +126,8 @@ class TrainConfig:
     """Probability that targets do without their references."""
     ordered_references: float = 0.5
     """Probability that references come in several ordered groups."""
+    repeated_references: float = 0.0
+    """Probability that a target is the view of a reference once more: where a photo was taken, it is what is seen."""
     view_mix: tuple[float, float, float] = (0.3, 0.2, 0.5)
     """Probabilities of neighbouring, spread and random views."""
     spread: float = 1.0
