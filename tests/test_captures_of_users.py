@@ -65,7 +65,7 @@ def test_the_largest_of_several_models(tmp_path):
     with pytest.warns(UserWarning) as heard:
         assert len(load_scene(tmp_path / "sparse/1")) == 2, "one that is named is read"
     (message,) = (str(warning.message) for warning in heard)
-    assert "3 photos in" in message and "have no camera (2.jpg, 3.jpg, 4.jpg)" in message
+    assert "3 photos in" in message and "without a camera: left out (2.jpg, 3.jpg, 4.jpg)" in message
 
 
 def test_images_without_lines_of_observations(tmp_path):
@@ -569,7 +569,7 @@ def test_photos_without_a_camera_are_named(tmp_path):
     names = [picture(tmp_path / f"images/{number}.jpg").name for number in range(3)]
     (tmp_path / "images/notes.txt").touch(), (tmp_path / "images/._0.jpg").touch()
     model(tmp_path / "sparse/0", names[:2])
-    with pytest.warns(UserWarning, match=r"1 photos in \S+images have no camera \(2.jpg\)"):
+    with pytest.warns(UserWarning, match=r"1 photo in \S+images without a camera: left out \(2.jpg\)"):
         assert len(load_scene(tmp_path)) == 2
     (tmp_path / "images/2.jpg").unlink()
     with warnings.catch_warnings():

@@ -23,6 +23,7 @@ import torch
 from demo_server import PATIENCE, demo_server
 
 from kaleido_diffusers import (
+    Cameras,
     KaleidoReferenceCache,
     KaleidoViewSynthesisPipeline,
     load_scene,
@@ -41,6 +42,7 @@ from kaleido_diffusers.demo.limits import Limits, Stopped, in_background
 from kaleido_diffusers.demo.plot import space_figure
 from kaleido_diffusers.demo.posing import pose_photos
 from kaleido_diffusers.demo.sessions import Sessions
+from kaleido_diffusers.demo.texts import advice
 from kaleido_diffusers.demo.turns import Turns
 from kaleido_diffusers.demo.uploads import load_uploads, unpack
 from kaleido_diffusers.demo.views import (
@@ -53,6 +55,7 @@ from kaleido_diffusers.demo.views import (
     paths_for,
     plan_views,
 )
+from kaleido_diffusers.geometry.views import ViewGeometry, Views
 
 
 ROOT = Path(__file__).parents[1]
@@ -163,6 +166,40 @@ def test_large_photos_are_reduced_and_keep_their_lens(tmp_path):
     assert rows[0].std() < 2 and rows[1][0] > 200 > 50 > rows[1][-1], "dark on top, and turned to the right"
     focal = 26 / math.hypot(36, 24) * math.hypot(1200, 1600) * 64 / 1200
     assert float(capture.cameras.intrinsics[0, 0, 0]) == pytest.approx(focal, rel=1e-3)
+
+
+def test_photos_that_are_small_enough_are_not_compressed_again(tmp_path):
+    ramp = PIL.Image.linear_gradient("L").resize((400, 300)).convert("RGB")
+    for name, quality, suffix in (("a", 30, "jpg"), ("b", 30, "png")):
+        ramp.save(tmp_path / f"{name}.{suffix}", quality=quality)
+    for name in ("a.jpg", "b.png"):
+        work = tmp_path / name.replace(".", "-")
+        list(load_uploads([tmp_path / name], work, 64, LIMITS, threading.Event()))
+        (copy,) = (work / "photos").iterdir()
+        assert copy.suffix == ".jpg"
+        assert (copy.read_bytes() == (tmp_path / name).read_bytes()) == (name == "a.jpg")
+
+
+def test_where_photos_are_far_apart_the_page_says_that_shapes_melt():
+    """Cameras 4 from what they look at, focal length 1: a view shows 4 there, and 0.2 of that is 0.8."""
+    places = torch.tensor([[0.0, 0, -4], [0.6, 0, -4], [1.2, 0, -4], [3.0, 0, -4]], dtype=torch.float64)
+    poses = torch.eye(4, dtype=torch.float64).repeat(4, 1, 1)
+    poses[:, :3, 3] = places
+    forward = -places / places.norm(dim=-1, keepdim=True)
+    right = torch.cross(torch.tensor([0.0, 1, 0], dtype=torch.float64).expand(4, 3), forward, dim=-1)
+    right = right / right.norm(dim=-1, keepdim=True)
+    poses[:, :3, :3] = torch.stack([right, torch.cross(forward, right, dim=-1), forward], dim=-1)
+    lens = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]], dtype=torch.float64)
+    cameras = Cameras(poses, lens.expand(4, 3, 3), torch.tensor([64, 64]))
+    pixels = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
+    capture = Capture("four", Views.seen(pixels, ViewGeometry.of(cameras)), held_out=[1, 3])
+    plan = plan_views(capture, Wish(path=HELD_OUT, views=2, references=2), LIMITS)
+    assert plan.references == [0, 2] and plan.truths == [1, 3]
+    assert plan.gaps == pytest.approx([0.6 / 4.04, 1.8 / 5.0], rel=0.05)
+    assert plan.melts == [1]
+    assert "The nearest photo is far away for 1 of 2 views: shapes melt there" in advice(plan, False)
+    near = plan_views(capture, Wish(path=HELD_OUT, views=1, references=2), LIMITS)
+    assert near.melts == [] and "expect outlines and colours" in advice(near, False)
 
 
 def test_photos_of_phones_in_heic_are_taken(tmp_path):

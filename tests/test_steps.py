@@ -109,3 +109,21 @@ def test_rows_of_a_batch_choose_views_of_their_own(tmp_path):
     assert len(set(chosen)) >= 5, chosen
     again = StepBatches(config, [source], [1.0])[0].batch.pixels
     assert torch.equal(again, views) and not torch.equal(StepBatches(config, [source], [1.0])[1].batch.pixels, views)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_some_targets_are_references_again(tmp_path, share):
+    """Of 5 targets of 40 rows each, that share shows what one of the 3 references shows, with its camera."""
+    config = make_config(
+        tmp_path, batch=40, views=8, references=(3,), scenes=1, scene_views=8, repeated_references=share
+    )
+    step = StepBatches(config, [open_source("object", source_options(config))], [1.0])[0]
+    references, targets = step.partition.order[:3], step.partition.order[3:]
+    found = 0
+    for row in range(40):
+        for target in targets:
+            same = [torch.equal(step.batch.pixels[row, target], step.batch.pixels[row, view]) for view in references]
+            cameras = [torch.equal(step.batch.poses[row, target], step.batch.poses[row, view]) for view in references]
+            assert same == cameras and sum(same) <= 1
+            found += any(same)
+    assert found == round(200 * share) or share == 0.5 and 75 <= found <= 125

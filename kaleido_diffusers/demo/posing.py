@@ -65,7 +65,7 @@ def pose_photos(
                 text = _SENTENCES.get(bar["what"], bar["what"].capitalize())
                 yield Progress(text, int(bar["done"]), int(bar["total"]))
             elif line.startswith(_PREFIX):
-                said.append(line.removeprefix(_PREFIX).replace(f"{output}: ", ""))
+                said.append(re.sub(rf"{re.escape(str(output))}[^\s:]*: ", "", line.removeprefix(_PREFIX)))
     finally:
         process.kill()
         process.wait()

@@ -181,6 +181,9 @@ def advice(plan: Plan, is_old: bool) -> str:
     elif invented:
         which = "This view looks" if count == 1 else f"{invented} of {count} views look"
         said = f"{which} where hardly a photo does (grey in the picture of the cameras): invented there."
+    elif plan.melts:
+        which = "" if count == 1 else f" for {len(plan.melts)} of {count} views"
+        said = f"The nearest photo is far away{which}: shapes melt there. Photos closer together help."
     else:
         said = "The photos see what is looked at: expect outlines and colours, soft, and not the fine detail."
     old = '<p class="old" role="status">What you see was made for an earlier choice: generate again.</p>'

@@ -103,7 +103,8 @@ def _posed(
     frames = min(_FRAMES, limits.photos)
     said = yield from pose_photos(source, folder / "posed", limits.pose_minutes * 60, cancelled, frames)
     yield Progress("Reading the cameras")
-    capture = replace(small_capture(load_scene(folder / "posed"), size, [*notes, *said]), name=name)
+    notes = [_without_folders(note, folder) for note in (*notes, *said)]
+    capture = replace(small_capture(load_scene(folder / "posed"), size, notes), name=name)
     yield Progress("The cameras are found", news=capture)
 
 
@@ -227,14 +228,17 @@ def _reduced(file: Path, folder: Path, number: int, limits: Limits) -> Path:
     with open_image(file, name) as header:
         (width, height), exif = header.size, header.getexif()
         exif.get_ifd(PIL.ExifTags.IFD.Exif)  # read now, or it would not be saved
+        is_ready = header.format == "JPEG" and header.mode == "RGB" and max(width, height) <= _LONG_SIDE
     if width * height > limits.megapixels * 1e6:
         most = f"at most {limits.megapixels:g} megapixels are taken"
         raise CaptureError(f"{name} has {width} x {height} pixels: {most}.")
     image = load_image(file, name=name, long_side=_LONG_SIDE)
-    exif.pop(PIL.ExifTags.Base.Orientation, None)
+    is_upright = exif.pop(PIL.ExifTags.Base.Orientation, 1) == 1
     copy = folder / f"{file.stem}.jpg"
     if copy.exists():
         copy = folder / f"{file.stem}_{number}.jpg"
+    if is_ready and is_upright:  # compressed once more it would lose what cameras are found by
+        return Path(shutil.copyfile(file, copy))
     return save_image(image, copy, exif=exif, quality=95, subsampling=0)
 
 

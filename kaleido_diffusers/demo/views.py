@@ -38,6 +38,7 @@ HELD_OUT, FREE = "photos kept back", "one free camera"
 PATHS = ("keyframes", *(path for path in trajectories.PATHS if path != "keyframes"), HELD_OUT, FREE)
 FREE_BOUNDS = {"azimuth": (-180, 180), "elevation": (-85, 85), "distance": (0.2, 4), "zoom": (0.25, 4)}
 GROUP = 4  # views denoised together
+MELTS = 0.2  # widths of a view, between it and the nearest reference, beyond which the checkpoint loses shapes
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,19 @@ class Plan:
         targets (`Cameras` of shape `[M]`): where to.
         truths (`list[int]`): photos taken from there, one for each target, or none at all.
         seen (`list[float]`): how much of each target the references see, see [`seen_share`].
+        gaps (`list[float]`): how far each target is from the nearest reference, in widths of what it shows.
     """
 
     references: list[int]
     targets: Cameras
     truths: list[int]
     seen: list[float]
+    gaps: list[float]
+
+    @property
+    def melts(self) -> list[int]:
+        """Targets that the references see, but from too far away for shapes to hold."""
+        return [view for view, gap in enumerate(self.gaps) if gap > MELTS and view not in self.invented]
 
     @property
     def invented(self) -> list[int]:
@@ -160,7 +168,14 @@ def plan_views(capture: Capture, wish: Wish, limits: Limits) -> Plan:
         raise ValueError(f"These are {count} references: at most {limits.references} are taken. Choose fewer photos.")
     targets = capture.cameras[truths] if truths else _path(capture.cameras, picked, count, wish)
     references = picked or _chosen(capture, count, photos, targets)
-    return Plan(references, targets, truths, seen_share(capture.cameras[references], targets).tolist())
+    shown = capture.cameras[references]
+    return Plan(references, targets, truths, seen_share(shown, targets).tolist(), _gaps(shown, targets))
+
+
+def _gaps(references: Cameras, targets: Cameras) -> list[float]:
+    distance = trajectories.looking_distances(references, targets)
+    widths = distance / targets.normalized_intrinsics[:, 0, 0]
+    return (torch.cdist(targets.centers, references.centers).amin(-1) / widths).tolist()
 
 
 def _chosen(capture: Capture, count: int, photos: list[int], targets: Cameras) -> list[int]:

@@ -233,9 +233,8 @@ def warn_of_unlisted_photos(where: Path, root: Path, photos: Collection[Path]) -
     left = sorted(path.relative_to(root).as_posix() for path in found if _folded(str(path)) not in known)
     if left:
         names = ", ".join(printable(name) for name in left[:5]) + ", ..." * (len(left) > 5)
-        warnings.warn(
-            f"{where}: {len(left)} photos in {root} have no camera ({names}): they are left out.", stacklevel=4
-        )
+        which = "1 photo" if len(left) == 1 else f"{len(left)} photos"
+        warnings.warn(f"{where}: {which} in {root} without a camera: left out ({names}).", stacklevel=4)
 
 
 def printable(text: str) -> str:
