@@ -59,7 +59,8 @@ def test_render_writes_what_it_names(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("render /nowhere", "/nowhere: no such capture"),
+        ("render /nowhere", "/nowhere: no such capture.\n"),
+        ("render skul", "skul: no such capture. Did you mean skull, which ships with the package?"),
         ("render sample --targets 40", "numbers from 0 to 39"),
         ("render sample --targets few", "`held-out`, `none`, or numbers"),
         ("render sample --references 0", "--references must be at least 1, got 0"),

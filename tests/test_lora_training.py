@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from kaleido_diffusers import KaleidoViewSynthesisPipeline, bundled_checkpoint, cli, load_scene, sample_capture
 from kaleido_diffusers.captures.export import write_capture
 from kaleido_diffusers.captures.opening import CaptureOptions
+from kaleido_diffusers.cli.lora import _verdict
 from kaleido_diffusers.files import DiskFullError
 from kaleido_diffusers.training.batches import open_sources, validation_samples
 from kaleido_diffusers.training.checkpoints import latest_checkpoint
@@ -147,12 +148,25 @@ def test_kaleido_lora(full, tmp_path, base, capsys):
     words += " --rank 2 --validate-every 2 --scored-references 3 6 --denoising-steps 2 --validation-photos 2"
     assert cli.main([*words.split(), *(["--full"] if full else [])]) == 0
     out = capsys.readouterr().out
-    for word in ("| base ", "| fine-tuned ", "| nearest ", "4 steps", "peak memory"):
+    for word in ("| base ", "| fine-tuned ", "| nearest ", "4 steps", "peak memory", "kept-back photos: "):
         assert word in out, out
     folder = tmp_path / ("pipeline" if full else "adapter")
     assert (folder / "test_photos.png").is_file()
     if not full:
         assert " MB" in out and "PSNR" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("gained", "said"), [(18.0, "17.90 dB"), (17.85, "no gain: train longer"), (14.0, "no gain")])
+def test_the_table_is_summed_up_in_a_sentence(gained, said):
+    rows = [
+        {"model": "nearest", "references": 43, "psnr": 17.9},
+        {"model": "nearest", "references": 6, "psnr": 19.0},  # of other references: no rival
+        *({"model": "base", "references": n, "psnr": psnr} for n, psnr in ((3, 14.5), (6, 15.0))),
+        *({"model": "fine-tuned", "references": n, "psnr": psnr} for n, psnr in ((3, gained - 1), (6, gained))),
+    ]
+    text = _verdict(rows)
+    assert text.startswith(f"kept-back photos: {gained:.2f} dB from 6 references, 15.00 dB before; the nearest of all")
+    assert said in text and ("no gain" in text) == (gained < 17.9)
 
 
 @pytest.mark.parametrize("photos", range(1, 13))

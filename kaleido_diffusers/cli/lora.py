@@ -55,6 +55,7 @@ class Lora(LoraSettings):
         table = markdown_table(rows, COLUMNS)
         print(table)
         best = f", the best of them after {trainer.best_step}" if trainer.best_step else ""
+        print(_verdict(rows))
         print(f"{trainer.step} steps{best}; {trainer.minutes:.1f} minutes; peak memory {_peak_memory()}")
         sheet = contact_sheet(pictures.pop(""), pictures, tile=96)
         if self.recipe.full:
@@ -104,6 +105,20 @@ class Lora(LoraSettings):
         for picture in result.pictures if pictures is not None else ():
             pictures |= {name: picture["kaleido"], "truth": picture["truth"], "": picture["references"]}
         return [{**row, "model": name if row["method"] == "kaleido" else row["method"]} for row in result.summary()]
+
+
+def _verdict(rows: list[dict]) -> str:
+    """What the table says: whether fine-tuning was worth it."""
+    ours = max((row for row in rows if row["model"] == "fine-tuned"), key=lambda row: row["psnr"])
+    base, nearest = (
+        max(row["psnr"] for row in rows if row["model"] == model and row["references"] >= fewest)
+        for model, fewest in (("base", 0), ("nearest", max(row["references"] for row in rows)))
+    )
+    text = f"kept-back photos: {ours['psnr']:.2f} dB from {ours['references']} references, {base:.2f} dB before"
+    text += f"; the nearest of all training photos {nearest:.2f} dB"
+    if ours["psnr"] > max(base, nearest):
+        return text
+    return f"{text}. That is no gain: train longer (--steps), or take more photos, closer together."
 
 
 def _peak_memory() -> str:

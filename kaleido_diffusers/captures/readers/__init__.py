@@ -1,11 +1,13 @@
 """Finds the reader of a capture by what lies in its folder."""
 
+import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ...bundled import SAMPLES
 from ..images import CaptureError, unread_photo
 from ..scene import Scene
 from .assembly import ReadOptions, clear_caches, image_files
@@ -93,7 +95,7 @@ def load_scene(
     images = None if images is None else Path(images)
     for place in filter(None, (path, images)):
         if not _exists(place):
-            raise CaptureError(f"{place}: no such capture.")
+            raise CaptureError(f"{place}: no such capture.{_meant(place.name)}")
         if is_photo(place):
             raise CaptureError(f"{place}: a photo, not the folder of a capture.")
     clear_caches()
@@ -131,3 +133,9 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (ValueError, OSError):  # a null byte, a name too long
         return False
+
+
+def _meant(name: str) -> str:
+    """The sample whose name this one is nearly."""
+    near = difflib.get_close_matches(name, SAMPLES, 1)
+    return f" Did you mean {near[0]}, which ships with the package?" if near else ""
