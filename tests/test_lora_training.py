@@ -1,6 +1,7 @@
 """Adapters are trained by the one loop: they resume, stop early, and are scored on photos that nobody saw."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,10 @@ def test_kaleido_lora(full, tmp_path, base, capsys):
     assert (folder / "test_photos.png").is_file()
     if not full:
         assert " MB" in out and "PSNR" in (folder / "README.md").read_text()
+        assert cli.main(["info", str(folder)]) == 0
+        said = capsys.readouterr().out
+        for line in (r"an adapter$", r"  rank +2$", r"  capture +sample$", r"  steps +\d$", r"  scores +\{'PSNR, 3"):
+            assert re.search(line, said, re.MULTILINE), said
 
 
 @pytest.mark.parametrize(("gained", "said"), [(18.0, "17.90 dB"), (17.85, "no gain: train longer"), (14.0, "no gain")])

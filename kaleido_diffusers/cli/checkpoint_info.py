@@ -3,13 +3,17 @@
 import json
 import re
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from diffusers import ModelMixin
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 
 from ..bundled import resolve_checkpoint
 from ..files import file_digest
+from ..loaders.adapter_files import AdapterInfo, read_adapter_info
 from ..loaders.base_weights import base_architecture, base_fingerprint
 from ..loaders.checkpoints import read_checkpoint
 from ..loaders.fitting import convert_weights, load_transformer
@@ -52,6 +56,12 @@ def describe_checkpoint(path: str) -> None:
         path (`str`): for which [`is_checkpoint`] holds. [`CheckpointError`] if it cannot be read.
     """
     place = Path(resolve_checkpoint(path))
+    if (adapter := _adapter_in(place)) is not None:
+        print(f"{place}: an adapter")
+        for name, value in asdict(adapter).items():
+            if name != "base_architecture" and value:
+                print(f"  {name:<20} {', '.join(value) if name == 'targets' else value}")
+        return
     checkpoint = read_checkpoint(place)
     converted = convert_weights(KaleidoTransformer3DModel, checkpoint)
     transformer = load_transformer(KaleidoTransformer3DModel, converted)
@@ -71,6 +81,15 @@ def describe_checkpoint(path: str) -> None:
         if (folder / "model_index.json").is_file():
             _print_card(folder)
             break
+
+
+def _adapter_in(place: Path) -> AdapterInfo | None:
+    """What an adapter of ours says of itself; nothing for whatever else there is."""
+    file = place / LORA_WEIGHT_NAME_SAFE if place.is_dir() else place
+    try:
+        return read_adapter_info(file) if file.name == LORA_WEIGHT_NAME_SAFE and file.is_file() else None
+    except SafetensorError:  # damaged: told where it is read as a checkpoint
+        return None
 
 
 def print_scores(scores: dict) -> None:
