@@ -303,8 +303,10 @@ def test_work_is_stopped_in_the_middle(visit):
     page = visit(PHONE)
     table(page)
     wish(page, "spiral", views=48, steps=50)
+    page.wait_for_selector("#advice .old")
     page.click("#go:not([disabled])")
     said(page, "Generating views 5 to 8 of 48")
+    assert not page.locator("#advice .old").is_visible(), "what is asked for is being done"
     page.click("#stop")
     said(page, "Stopped after")
     count = int(re.search(r"Stopped after (\d+) of 48 views", page.inner_text("#status")).group(1))

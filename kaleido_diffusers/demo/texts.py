@@ -51,6 +51,7 @@ STYLE = """
 #film figcaption, #advice p { font-size: 0.85rem; margin: 0.3rem 0 0; }
 #film figcaption { text-align: center; }
 #advice .old { border-left: 4px solid #d97706; padding: 0.2rem 0.6rem; font-weight: 600; }
+body:has(#stop:not([disabled])) #advice .old { display: none; } /* it is being done */
 #views .preview img { width: 100%; height: 100%; object-fit: contain; }
 #speed .wrap { justify-content: center; }
 #compare { max-width: 400px; margin: 0 auto; }
