@@ -153,6 +153,11 @@ def test_kaleido_lora(full, tmp_path, base, capsys):
         assert word in out, out
     folder = tmp_path / ("pipeline" if full else "adapter")
     assert (folder / "test_photos.png").is_file()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert cli.main([*words.split(), *(["--full"] if full else [])]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path} was finished before") and "next: kaleido render sample --checkpoint" in said
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     if not full:
         assert " MB" in out and "PSNR" in (folder / "README.md").read_text()
         assert cli.main(["info", str(folder)]) == 0

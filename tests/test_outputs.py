@@ -138,6 +138,10 @@ def test_train_and_what_it_leaves_alone(tmp_path, capsys):
         f"{words} --model.patch-size 8 --validation-scenes 1 --validation-steps 1 --steps 2 --output {output}".split()
     )
     assert cli.main(words) == 0
+    before = state(output)
+    capsys.readouterr()
+    assert cli.main(words) == 0 and state(output) == before
+    assert capsys.readouterr().out.startswith(f"{output} was finished before")
     (output / "notes.txt").write_text("mine")
     assert "was trained with seed=0" in refused([*words, "--seed", "1"], capsys)
     bad = [*words, "--seed", "1", "--overwrite", "--data", str(tmp_path / "nowhere")]

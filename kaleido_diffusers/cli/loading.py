@@ -18,7 +18,16 @@ from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from .errors import plain
 
 
-__all__ = ["check_name", "load_pipeline", "loading_of", "say_next", "where_it_runs"]
+__all__ = ["check_name", "finished", "load_pipeline", "loading_of", "say_next", "where_it_runs"]
+
+
+def finished(output: Path) -> str:
+    """The words for a run that is given again.
+
+    Args:
+        output (`Path`): its folder.
+    """
+    return f"{output} was finished before: nothing is changed (--overwrite starts anew)"
 
 
 def say_next(*words: str | Path | None, **options: str | Path | None) -> None:

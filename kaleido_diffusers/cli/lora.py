@@ -17,7 +17,7 @@ from ..pipelines.hub import write_card
 from ..pipelines.pipeline_kaleido import KaleidoViewSynthesisPipeline
 from ..training.loop import Trainer
 from .checks import check_at_least, check_folder, errors_first
-from .loading import check_name, say_next
+from .loading import check_name, finished, say_next
 from .settings import LoraSettings
 
 
@@ -40,6 +40,10 @@ class Lora(LoraSettings):
         with errors_first():
             config = self.recipe.settings(capture, output, Path(base), self.capture_options, self.overwrite)
             trainer = Trainer(config)
+            if trainer.has_made("test_photos.png"):
+                print(finished(output))
+                self._say_next(trainer.result_folder)
+                return
             trainer.check()
             if trainer.is_main:  # before the training: whatever scores need is there, or is missed now
                 case = self._case(capture, config.size)
@@ -66,6 +70,9 @@ class Lora(LoraSettings):
                 self._save_adapter(part, trainer, result, rows)
         for path in (folder, config.output / "log.jsonl"):
             print(f"wrote {path}")
+        self._say_next(folder)
+
+    def _say_next(self, folder: Path) -> None:
         if self.recipe.full or self.checkpoint in BUNDLED:
             say_next("render", self.capture, checkpoint=folder)
         else:  # an adapter names its base, and not where that lies

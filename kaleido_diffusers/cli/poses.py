@@ -16,7 +16,7 @@ from ..captures.readers.assembly import IMAGE_SUFFIXES
 from ..files import same_command
 from .checks import check_at_least, check_folder, errors_first
 from .errors import INTERRUPTED
-from .loading import say_next
+from .loading import finished, say_next
 from .settings import PosesSettings
 
 
@@ -71,7 +71,7 @@ class Poses(PosesSettings):
             )
         print(report)
         if was_finished:
-            print(f"{output} was finished before: nothing is changed (--overwrite starts anew)")
+            print(finished(output))
         else:
             for name in ("images", "sparse/0", "database.db", "cameras.png", "report.json"):
                 print(f"wrote {output / name}")

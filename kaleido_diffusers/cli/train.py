@@ -8,7 +8,7 @@ from ..training.hardware import CARDS, card_at_hand
 from ..training.loop import Trainer
 from ..training.plan import make_plan
 from .checks import check_folder
-from .loading import say_next
+from .loading import finished, say_next
 from .settings import TrainSettings
 
 
@@ -22,10 +22,11 @@ class Train(TrainSettings):
             return
         check_folder(self.output)
         trainer = Trainer(self)
-        pipeline = trainer.train()
+        is_finished = trainer.has_made()
+        folder = trainer.result_folder if is_finished else trainer.train()
         if trainer.is_main:
-            print(f"wrote {pipeline}, {self.output / 'log.jsonl'}")
-            say_next("evaluate", checkpoint=pipeline)
+            print(finished(self.output) if is_finished else f"wrote {folder}, {self.output / 'log.jsonl'}")
+            say_next("evaluate", checkpoint=folder)
 
     def _print_plan(self) -> None:
         degrees = self.data_parallel_replicate_degree * self.data_parallel_shard_degree

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast, broadcast_object_list, set_seed
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
@@ -170,12 +171,30 @@ class Trainer:
             raise KeyboardInterrupt(
                 f"Step {self.step} is saved; {same_command(self.config.overwrite)} goes on from there."
             )
-        folder = config.output / ("adapter" if config.lora.rank else "pipeline")
+        folder = self.result_folder
         if self.is_main or self.layout.is_sharded:
             self._write_result(folder)
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return folder
+
+    def has_made(self, name: str | None = None) -> bool:
+        """Whether no step is left, and what was made of the last one is there already.
+
+        Args:
+            name (`str`, *optional*): a file of the result, such as one that is written after the others; its index,
+                or the weights of an adapter, when not given.
+        """
+        file = self.result_folder / (name or (LORA_WEIGHT_NAME_SAFE if self.config.lora.rank else "model_index.json"))
+        is_over = self.step >= self.config.steps or self._is_exhausted()
+        if not is_over or self.checkpoint is None or not file.is_file():
+            return False
+        return file.stat().st_mtime >= self.checkpoint.stat().st_mtime
+
+    @property
+    def result_folder(self) -> Path:
+        """Where the averaged pipeline, or the adapter, is written."""
+        return self.config.output / ("adapter" if self.config.lora.rank else "pipeline")
 
     def check(self) -> None:
         """Raises before the first step what would end the run later: no room for its checkpoints, validation that
