@@ -286,7 +286,9 @@ def test_what_is_missing_is_said(monkeypatch):
 def test_workers_draw_what_the_main_process_draws(assets):
     worlds = source(assets, "objects", num_scenes=4, num_views=3, size=32)
     here = [worlds[i].pixels for i in range(4)]
-    loader = torch.utils.data.DataLoader(worlds, batch_size=None, num_workers=2, timeout=120)
+    # Not by a fork of this process, which has drawn: Mesa's threads are not in it, and it may wait for them
+    options = {"num_workers": 2, "timeout": 240, "multiprocessing_context": "forkserver"}
+    loader = torch.utils.data.DataLoader(worlds, batch_size=None, **options)
     for mine, theirs in zip(here, loader):
         assert torch.equal(mine, theirs.pixels)
 
