@@ -247,11 +247,12 @@ def test_an_adapter_is_written_whole_with_its_scores_and_keeps_its_card(tmp_path
 
     with monkeypatch.context() as patch:
         patch.setattr("kaleido_diffusers.cli.lora.write_card", fails)
-        assert main(words) == 1
+        assert main([*words, "--steps", "3"]) == 1, "goes on, and writes the adapter again"
     after = contents(folder)
     assert after.keys() == before.keys() and after["scores.json"] == before["scores.json"]
     assert after["README.md"] == before["README.md"]
-    assert main(words) == 0 and b"Written by hand." in contents(folder)["README.md"]
+    assert main([*words, "--steps", "3"]) == 0, "the adapter is older than its last step"
+    assert b"Written by hand." in contents(folder)["README.md"] and contents(folder) != before
 
 
 # Poses
