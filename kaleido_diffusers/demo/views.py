@@ -118,7 +118,8 @@ class Plan:
     @property
     def melts(self) -> list[int]:
         """Targets that the references see, but from too far away for shapes to hold."""
-        return [view for view, gap in enumerate(self.gaps) if gap > MELTS and view not in self.invented]
+        both = zip(self.gaps, self.seen)
+        return [view for view, (gap, share) in enumerate(both) if gap > MELTS and share >= INVENTED]
 
     @property
     def invented(self) -> list[int]:

@@ -202,16 +202,14 @@ class StepBatches(torch.utils.data.Dataset):
             views = sample_view_subset(
                 len(sample), sample.cameras, sample.times, config.views, chooser, config.view_mix
             )
-            samples.append(sample.select(self._repeat(list(views), partition, chooser)))
+            samples.append(sample.select(self._repeat(views, partition, chooser)))
         encoded = samples[0].pixels.dtype != torch.uint8
         return TrainingStep(step, _stack(samples), encoded, partition, self.rows)
 
     def _repeat(self, views: list[int], partition: ViewPartition, generator: torch.Generator) -> list[int]:
         """Some of the targets are references again."""
-        share = self.config.repeated_references
-        references, targets = (
-            [view for group in side for view in group] for side in (partition.references, partition.targets)
-        )
+        share, count = self.config.repeated_references, partition.num_references
+        references, targets = partition.order[:count], partition.order[count:]
         for target in targets if share and references else ():
             chance, which = torch.rand(2, generator=generator, dtype=torch.float32).tolist()
             if chance < share:

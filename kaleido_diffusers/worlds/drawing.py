@@ -14,7 +14,7 @@ import numpy as np
 from .assets import Mesh, Part
 
 
-__all__ = ["Drawing", "Item", "Light", "Renderer", "renderer"]
+__all__ = ["Drawing", "Item", "Light", "Renderer", "box_corners", "renderer"]
 
 MAX_VIEWS = 64
 MAX_LAMPS = 4
@@ -509,19 +509,24 @@ class Renderer:
         return self._textures.fetch((item.mesh.key, number), lambda: self._texture(part.image[::-1]))
 
 
-def _corners(place: np.ndarray, mesh: Mesh | Part) -> np.ndarray:
-    """Corners of the box of a mesh, or of its part, in the world: `[4, 8]`, homogeneous."""
+def box_corners(place: np.ndarray, mesh: Mesh | Part) -> np.ndarray:
+    """Corners of the box of a mesh, or of its part, in the world: `[4, 8]`, homogeneous.
+
+    Args:
+        place (`np.ndarray` of shape `[4, 4]`): world_from_mesh.
+        mesh (`Mesh` or `Part`): what the box is of.
+    """
     return place[:, :3] @ np.where(_SIDES, mesh.high[:, None], mesh.low[:, None]) + place[:, 3:]
 
 
 def _reach(eye: np.ndarray, place: np.ndarray, mesh: Mesh) -> float:
     """How far the farthest corner of a mesh is: walls come after what stands before them."""
-    return float(np.linalg.norm(_corners(place, mesh)[:3] - eye[:, None], axis=0).max())
+    return float(np.linalg.norm(box_corners(place, mesh)[:3] - eye[:, None], axis=0).max())
 
 
 def _may_see(clip: np.ndarray, place: np.ndarray, mesh: Mesh | Part) -> np.ndarray:
     """Whether the box of a mesh, or of its part, reaches into each view: not if all corners lie beyond one side."""
-    points = clip @ _corners(place, mesh)  # [V, 4, 8]
+    points = clip @ box_corners(place, mesh)  # [V, 4, 8]
     x, y, z, w = points.swapaxes(0, 1)
     outside = [(x > w), (x < -w), (y > w), (y < -w), (z < -w)]
     return ~np.any([side.all(-1) for side in outside], axis=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .assets import Assets, Mesh, MeshFile, load_mesh, load_picture, shape
-from .drawing import Drawing, Item, Light
+from .drawing import Drawing, Item, Light, box_corners
 
 
 __all__ = ["KINDS", "Stage", "build_stage"]
@@ -334,9 +334,8 @@ class _Builder:
 
 
 def _box_of(mesh: Mesh, place: np.ndarray) -> np.ndarray:
-    corners = np.stack(np.meshgrid(*zip(mesh.low, mesh.high), indexing="ij"), -1).reshape(-1, 3)
-    corners = corners @ place[:3, :3].T + place[:3, 3]
-    return np.stack([corners.min(0), corners.max(0)])
+    corners = box_corners(place, mesh)[:3]
+    return np.stack([corners.min(-1), corners.max(-1)])
 
 
 # Things on the ground, on a table, or on a plain background
