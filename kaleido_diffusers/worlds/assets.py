@@ -38,9 +38,9 @@ class MeshFile:
     floor: float = 0.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Assets:
-    """What worlds of one split may show.
+    """What worlds of one split may show. Not to be changed once worlds are made of it.
 
     Attributes:
         photos (`list[Path]`): pictures of things and places.

@@ -8,6 +8,7 @@ import math
 import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,9 @@ NEAR, FAR = 0.03, 300.0
 _SHADOW_SIZE = 512
 _SIDES = np.indices((2, 2, 2)).reshape(3, -1) > 0  # of the corners of a box
 _MESHES_KEPT, _TEXTURES_KEPT = 768, 1536
+_LEAST_GLOSS = 0.02  # what shines less mirrors nothing
+_BINDINGS = {"Cameras": 0, "World": 1, "picture": 0, "panorama": 1, "shadow": 2}
+_WORLD_FLOATS = 4 * (13 + 2 * MAX_LAMPS)
 
 
 @dataclass
@@ -110,13 +114,28 @@ layout(std140) uniform Cameras {
 uniform int view;
 """
 
+_WORLD = """
+layout(std140) uniform World {
+    mat4 light_from_world;
+    vec4 light;
+    vec4 light_color;
+    vec4 ambient[2];
+    vec4 backdrop[2];
+    vec4 room[2];
+    vec4 lamps[4];
+    vec4 lamp_colors[4];
+    float flash;
+    float haze;
+    float turn;
+};
+"""
+
 _VERTEX = (
-    "#version 330\n"
-    + _CAMERAS
+    _CAMERAS
+    + _WORLD
     + """
 uniform mat4 place;
 uniform mat3 turned;
-uniform mat4 light_from_world;
 in vec3 point;
 in vec3 normal;
 in vec2 uv;
@@ -136,16 +155,18 @@ void main() {
 )
 
 _SURROUNDINGS = """
+#ifdef PANORAMA
 uniform sampler2D panorama;
-uniform bool has_panorama;
-uniform float turn;
-uniform vec3 backdrop[2];
 vec3 around(vec3 direction, float level) {
-    if (!has_panorama) return mix(backdrop[0], backdrop[1], 0.5 + 0.5 * direction.z);
     float u = (atan(direction.y, direction.x) + turn) * 0.15915494;
     float v = acos(clamp(direction.z, -1.0, 1.0)) * 0.31830989;
     return textureLod(panorama, vec2(u, v), level).rgb;
 }
+#else
+vec3 around(vec3 direction, float level) {
+    return mix(backdrop[0].rgb, backdrop[1].rgb, 0.5 + 0.5 * direction.z);
+}
+#endif
 vec4 develop(vec3 color, vec4 grade) {
     color *= grade.rgb;
     color = mix(color, 1.0 - 0.2 * exp(-(color - 0.8) / 0.2), step(0.8, color));
@@ -155,25 +176,15 @@ vec4 develop(vec3 color, vec4 grade) {
 """
 
 _FRAGMENT = (
-    "#version 330\n"
-    + _CAMERAS
+    _CAMERAS
+    + _WORLD
     + _SURROUNDINGS
     + """
 uniform sampler2D picture;
 uniform sampler2DShadow shadow;
 uniform vec3 tint;
 uniform vec2 repeat;
-uniform vec4 finish;
-uniform vec4 light;
-uniform vec3 light_color;
-uniform vec3 ambient[2];
-uniform int lamp_count;
-uniform vec3 lamps[4];
-uniform vec3 lamp_colors[4];
-uniform float flash;
-uniform float haze;
-uniform bool in_room;
-uniform vec3 room[2];
+uniform vec3 finish;
 in vec3 v_point;
 in vec3 v_normal;
 in vec2 v_uv;
@@ -191,9 +202,13 @@ void main() {
     vec3 e = to_eye / far;
     vec3 n = normalize(v_normal);
     if (dot(n, e) < 0.0) n = -n;
-    vec3 l = light.w > 0.5 ? light.xyz - v_point : light.xyz;
+#ifdef NEAR_LIGHT
+    vec3 l = light.xyz - v_point;
+    float fall = 9.0 / (3.0 + dot(l, l));
+#else
+    vec3 l = light.xyz;
     float fall = 1.0;
-    if (light.w > 0.5) fall = 9.0 / (3.0 + dot(l, l));
+#endif
     l = normalize(l);
     vec3 at = v_light.xyz / v_light.w * 0.5 + 0.5;
     float lit = 1.0;
@@ -204,30 +219,34 @@ void main() {
             lit += 0.25 * texture(shadow, vec3(at.xy + step_, at.z - 0.002 - 0.004 * (1.0 - max(dot(n, l), 0.0))));
         }
     }
-    vec3 sum = albedo * mix(ambient[0], ambient[1], 0.5 + 0.5 * n.z);
-    if (in_room) {
-        vec3 below = max(v_point - room[0], 0.0), above = max(room[1] - v_point, 0.0);
-        vec3 edge = exp(-below / 0.35) + exp(-above / 0.35);
-        sum *= 1.0 - 0.22 * clamp(edge.x + edge.y + edge.z - 1.0, 0.0, 1.5);
+    vec3 sum = albedo * mix(ambient[0].rgb, ambient[1].rgb, 0.5 + 0.5 * n.z);
+#ifdef ROOM
+    vec3 below = max(v_point - room[0].xyz, 0.0), above = max(room[1].xyz - v_point, 0.0);
+    vec3 edge = exp(-below / 0.35) + exp(-above / 0.35);
+    sum *= 1.0 - 0.22 * clamp(edge.x + edge.y + edge.z - 1.0, 0.0, 1.5);
+#endif
+    sum += shine(n, e, l, albedo, light_color.rgb * lit * fall);
+    for (int i = 0; i < LAMPS; i++) {
+        vec3 to_lamp = lamps[i].xyz - v_point;
+        sum += shine(n, e, normalize(to_lamp), albedo, lamp_colors[i].rgb * 9.0 / (3.0 + dot(to_lamp, to_lamp)));
     }
-    sum += shine(n, e, l, albedo, light_color * lit * fall);
-    for (int i = 0; i < lamp_count; i++) {
-        vec3 to_lamp = lamps[i] - v_point;
-        sum += shine(n, e, normalize(to_lamp), albedo, lamp_colors[i] * 9.0 / (3.0 + dot(to_lamp, to_lamp)));
-    }
-    if (flash > 0.0) sum += shine(n, e, e, albedo, vec3(flash));
-    if (finish.x > 0.02) {
-        float grazing = pow(1.0 - max(dot(n, e), 0.0), 5.0);
-        sum += finish.x * (0.12 + 0.8 * grazing) * around(reflect(-e, n), clamp(6.0 - finish.y * 0.05, 1.5, 5.0));
-    }
+#ifdef FLASH
+    sum += shine(n, e, e, albedo, vec3(flash));
+#endif
+#ifdef GLOSS
+    float grazing = pow(1.0 - max(dot(n, e), 0.0), 5.0);
+    sum += finish.x * (0.12 + 0.8 * grazing) * around(reflect(-e, n), clamp(6.0 - finish.y * 0.05, 1.5, 5.0));
+#endif
     sum = mix(sum, albedo, finish.z);
-    if (haze > 0.0) sum = mix(around(-e, 4.0), sum, exp(-haze * far));
+#ifdef HAZE
+    sum = mix(around(-e, 4.0), sum, exp(-haze * far));
+#endif
     color = develop(sum, grades[view]);
 }
 """
 )
 
-_SKY_VERTEX = """#version 330
+_SKY_VERTEX = """
 in vec2 corner;
 out vec2 at;
 void main() {
@@ -237,28 +256,37 @@ void main() {
 """
 
 _SKY_FRAGMENT = (
-    "#version 330\n"
-    + _CAMERAS
+    _CAMERAS
+    + _WORLD
     + _SURROUNDINGS
     + """
-uniform float sky_level;
 in vec2 at;
 out vec4 color;
 void main() {
+#ifdef PANORAMA
     vec4 far = world_from_clip[view] * vec4(at, 1.0, 1.0);
-    vec3 direction = normalize(far.xyz / far.w - eyes[view].xyz);
-    vec3 seen = has_panorama ? around(direction, sky_level) : mix(backdrop[1], backdrop[0], 0.5 + 0.5 * at.y);
-    color = develop(seen, vec4(has_panorama ? grades[view].rgb : vec3(1.0), 1.0));
+    color = develop(around(normalize(far.xyz / far.w - eyes[view].xyz), 0.0), grades[view]);
+#else
+    color = develop(mix(backdrop[1].rgb, backdrop[0].rgb, 0.5 + 0.5 * at.y), vec4(1.0));
+#endif
 }
 """
 )
 
-_SHADOW_VERTEX = """#version 330
+_SHADOW_VERTEX = (
+    _WORLD
+    + """
 uniform mat4 place;
-uniform mat4 light_from_world;
 in vec3 point;
 void main() { gl_Position = light_from_world * place * vec4(point, 1.0); }
 """
+)
+
+_SOURCES = {
+    "surface": (_VERTEX, _FRAGMENT),
+    "sky": (_SKY_VERTEX, _SKY_FRAGMENT),
+    "shadow": (_SHADOW_VERTEX, "void main() {}"),
+}
 
 
 class _Kept(OrderedDict):
@@ -280,6 +308,24 @@ class _Kept(OrderedDict):
         return value
 
 
+class _Part:
+    """A part of a mesh in the memory of OpenGL, with a vertex array for each program that has drawn it."""
+
+    def __init__(self, context, part: Part):
+        self.context, self.arrays = context, {}
+        self.vertices, self.faces = context.buffer(part.vertices), context.buffer(part.faces)
+
+    def array(self, program):
+        if program.glo not in self.arrays:
+            whole = ("3f 3f 2f", "point", "normal", "uv") if "normal" in program else ("3f 20x", "point")
+            self.arrays[program.glo] = self.context.vertex_array(program, [(self.vertices, *whole)], self.faces)
+        return self.arrays[program.glo]
+
+    def release(self) -> None:
+        for thing in (*self.arrays.values(), self.vertices, self.faces):
+            thing.release()
+
+
 class Renderer:
     """
     A context of OpenGL with what it has been given to draw. It belongs to the process and thread that made it; see
@@ -288,17 +334,14 @@ class Renderer:
 
     def __init__(self):
         self.context = _context()
-        make = self.context.program
-        self._surface = make(vertex_shader=_VERTEX, fragment_shader=_FRAGMENT)
-        self._sky = make(vertex_shader=_SKY_VERTEX, fragment_shader=_SKY_FRAGMENT)
-        self._shadow = make(vertex_shader=_SHADOW_VERTEX, fragment_shader="#version 330\nvoid main() {}")
-        for program in (self._surface, self._sky):
-            program["Cameras"].binding = 0
-            program["panorama"].value = 1
-        self._surface["picture"].value, self._surface["shadow"].value = 0, 2
+        self._programs: dict[tuple, Any] = {}
         self._cameras = self.context.buffer(reserve=MAX_VIEWS * 160)
-        corners = np.array([-1, -1, 3, -1, -1, 3], dtype="f4")
-        self._all = self.context.vertex_array(self._sky, [(self.context.buffer(corners), "2f", "corner")])
+        self._world = self.context.buffer(reserve=_WORLD_FLOATS * 4)
+        corners = self.context.buffer(np.array([-1, -1, 3, -1, -1, 3], dtype="f4"))
+        self._skies = {
+            flags: self.context.vertex_array(self._program("sky", flags), [(corners, "2f", "corner")])
+            for flags in ((), ("PANORAMA",))
+        }
         self._shadow_map = self.context.depth_texture((_SHADOW_SIZE, _SHADOW_SIZE))
         self._shadow_map.compare_func = "<="
         self._shadow_map.repeat_x = self._shadow_map.repeat_y = False
@@ -342,15 +385,15 @@ class Renderer:
         frame = self._frames.fetch(sides, lambda: self._frame(*sides))
         clip = self._set_cameras(poses, intrinsics, grades)
         tiles = [((v % columns) * width, (v // columns) * height, width, height) for v in range(views)]
-        self._set_world(drawing)
+        flags = self._set_world(drawing)
         frame.use()
         frame.clear(depth=1.0)
         moving = any(item.place.ndim == 3 for item in drawing.items)
         for moment in [[v] for v in range(views)] if moving else [list(range(views))]:
             self._draw_shadows(drawing, moment[0])
             frame.use()
-            self._draw_items(drawing, poses, clip, tiles, moment)
-            self._draw_sky(tiles, moment)
+            self._draw_items(drawing, flags, poses, clip, tiles, moment)
+            self._draw_sky(flags, tiles, moment)
         pixels = np.frombuffer(frame.read(components=3, alignment=1), dtype=np.uint8)
         depth = np.frombuffer(frame.read(components=1, attachment=-1, dtype="f4", alignment=1), dtype=np.float32)
 
@@ -401,78 +444,76 @@ class Renderer:
         self._cameras.bind_to_uniform_block(0)
         return clip
 
-    def _set_world(self, drawing: Drawing) -> None:
-        surface, light = self._surface, drawing.light
-        self._light_matrix = _light_matrix(light).T.astype("f4").tobytes()
-        surface["light_from_world"].write(self._light_matrix)
-        self._shadow["light_from_world"].write(self._light_matrix)
-        surface["light"].value = (*map(float, light.place), float(light.is_lamp))
-        surface["light_color"].value = tuple(map(float, light.color))
-        surface["ambient"].write(np.asarray(drawing.ambient, dtype="f4").tobytes())
-        lamps = drawing.lamps[:MAX_LAMPS]
-        surface["lamp_count"].value = len(lamps)
-        padded = np.zeros((2, MAX_LAMPS, 3), dtype="f4")
-        for number, lamp in enumerate(lamps):
-            padded[:, number] = lamp
-        surface["lamps"].write(padded[0].tobytes())
-        surface["lamp_colors"].write(padded[1].tobytes())
-        surface["flash"].value, surface["haze"].value = drawing.flash, drawing.haze
-        surface["in_room"].value = drawing.room is not None
+    def _program(self, kind: str, flags: tuple[str, ...] = ()):
+        """A program that computes what a world has and nothing else: a software rasteriser takes both ways at every
+        branch."""
+        if (kind, flags) not in self._programs:
+            head = "#version 330\n" + "".join(f"#define {flag}\n" for flag in flags)
+            vertex, fragment = (head + source for source in _SOURCES[kind])
+            program = self.context.program(vertex_shader=vertex, fragment_shader=fragment)
+            for name, number in _BINDINGS.items():
+                if name in program:
+                    binds = "binding" if name in ("Cameras", "World") else "value"
+                    setattr(program[name], binds, number)
+            self._programs[kind, flags] = program
+        return self._programs[kind, flags]
+
+    def _set_world(self, drawing: Drawing) -> tuple[str, ...]:
+        """What programs are told of a world; returns what they have to compute."""
+        light, lamps = drawing.light, drawing.lamps[:MAX_LAMPS]
+        block = np.zeros((_WORLD_FLOATS // 4, 4), dtype="f4")
+        block[:4] = _light_matrix(light).T
+        block[4] = (*light.place, light.is_lamp)
+        block[5, :3], block[6:8, :3], block[8:10, :3] = light.color, drawing.ambient, drawing.backdrop
         if drawing.room is not None:
-            surface["room"].write(np.asarray(drawing.room, dtype="f4").tobytes())
+            block[10:12, :3] = drawing.room
+        for number, (place, color) in enumerate(lamps):
+            block[12 + number, :3], block[12 + MAX_LAMPS + number, :3] = place, color
+        block[12 + 2 * MAX_LAMPS, :3] = drawing.flash, drawing.haze, drawing.turn
+        self._world.write(block.tobytes())
+        self._world.bind_to_uniform_block(1)
         panorama = self._white
         if drawing.panorama is not None:
             key, image = drawing.panorama
             panorama = self._textures.fetch(key, lambda: self._texture(image))
         panorama.use(1)
         self._shadow_map.use(2)
-        for program in (surface, self._sky):
-            program["has_panorama"].value = drawing.panorama is not None
-            program["turn"].value = drawing.turn
-            program["backdrop"].write(np.asarray(drawing.backdrop, dtype="f4").tobytes())
-        self._sky["sky_level"].value = 0.0
+        has = {
+            "NEAR_LIGHT": light.is_lamp,
+            "ROOM": drawing.room is not None,
+            "FLASH": drawing.flash > 0,
+            "HAZE": drawing.haze > 0,
+            "PANORAMA": drawing.panorama is not None,
+        }
+        return (f"LAMPS {len(lamps)}", *(flag for flag, there in has.items() if there))
 
-    def _parts(self, mesh: Mesh) -> list:
-        """Vertex arrays of the parts of a mesh: for colours, for shadows, and their buffers."""
-
-        def make():
-            made = []
-            for part in mesh.parts:
-                vertices, faces = self.context.buffer(part.vertices), self.context.buffer(part.faces)
-                colors = self.context.vertex_array(
-                    self._surface, [(vertices, "3f 3f 2f", "point", "normal", "uv")], faces
-                )
-                made += [colors, self.context.vertex_array(self._shadow, [(vertices, "3f 20x", "point")], faces)]
-                made += [vertices, faces]
-            return made
-
-        return self._meshes.fetch(mesh.key, make)
+    def _parts(self, mesh: Mesh) -> list[_Part]:
+        return self._meshes.fetch(mesh.key, lambda: [_Part(self.context, part) for part in mesh.parts])
 
     def _draw_shadows(self, drawing: Drawing, view: int) -> None:
         context = self.context
         self._shadow_frame.use()
         self._shadow_frame.clear(depth=1.0)
         context.enable_only(context.DEPTH_TEST)
+        program = self._program("shadow")
         for item in drawing.items:
             if not item.casts:
                 continue
             place = item.place if item.place.ndim == 2 else item.place[view]
-            self._shadow["place"].write(place.T.astype("f4").tobytes())
-            for array in self._parts(item.mesh)[1::4]:
-                array.render()
+            program["place"].write(place.T.astype("f4").tobytes())
+            for part in self._parts(item.mesh):
+                part.array(program).render()
 
-    def _draw_sky(self, tiles: list[tuple], moment: list[int]) -> None:
+    def _draw_sky(self, flags: tuple[str, ...], tiles: list[tuple], moment: list[int]) -> None:
         """Where nothing else is."""
         self.context.enable_only(self.context.DEPTH_TEST)
-        for view in moment:
-            self.context.fbo.viewport = tiles[view]
-            self._sky["view"].value = view
-            self._all.render()
+        self._render(self._skies[tuple(flag for flag in flags if flag == "PANORAMA")], tiles, moment)
 
-    def _draw_items(self, drawing: Drawing, poses, clip: np.ndarray, tiles: list[tuple], moment: list[int]) -> None:
+    def _draw_items(
+        self, drawing: Drawing, flags: tuple[str, ...], poses, clip: np.ndarray, tiles: list[tuple], moment: list[int]
+    ) -> None:
         """From front to back: what is hidden is not coloured in."""
         self.context.enable_only(self.context.DEPTH_TEST)
-        surface = self._surface
         places = [item.place if item.place.ndim == 2 else item.place[moment[0]] for item in drawing.items]
         eye = poses[moment, :3, 3].mean(0)
         reaches = [_reach(eye, place, item.mesh) for place, item in zip(places, drawing.items)]
@@ -480,24 +521,25 @@ class Renderer:
             item, place = drawing.items[order], places[order]
             if not _may_see(clip[moment], place, item.mesh).any():
                 continue
+            surface = self._program("surface", (*flags, "GLOSS") if item.gloss > _LEAST_GLOSS else flags)
             surface["place"].write(place.T.astype("f4").tobytes())
             surface["turned"].write(np.linalg.inv(place[:3, :3]).astype("f4").tobytes())
             surface["repeat"].value = item.repeat
-            surface["finish"].value = (item.gloss, item.shininess, item.glow, 0.0)
-            arrays = self._parts(item.mesh)[::4]
-            for number, (part, array) in enumerate(zip(item.mesh.parts, arrays)):
+            surface["finish"].value = (item.gloss, item.shininess, item.glow)
+            for number, (part, kept) in enumerate(zip(item.mesh.parts, self._parts(item.mesh))):
                 seen = [view for view, inside in zip(moment, _may_see(clip[moment], place, part)) if inside]
                 if not seen:
                     continue
                 self._picture_of(item, part, number).use(0)
                 surface["tint"].value = tuple(float(a * b) for a, b in zip(item.tint, part.color))
-                self._render(array, tiles, seen)
+                self._render(kept.array(surface), tiles, seen)
 
     def _render(self, array, tiles: list[tuple], views: list[int]) -> None:
-        frame, number = self.context.fbo, self._surface["view"]
+        frame, number = self.context.fbo, array.program.get("view", None)
         for view in views:
             frame.viewport = tiles[view]
-            number.value = view
+            if number is not None:  # a plain sky is the same in all
+                number.value = view
             array.render()
 
     def _picture_of(self, item: Item, part, number: int):

@@ -174,10 +174,17 @@ def thing_of(file: MeshFile) -> tuple[str, float]:
 
 
 @lru_cache(maxsize=64)
-def _tiles(pictures: tuple[Path, ...], words: tuple[str, ...]) -> list[Path]:
+def _tiles(assets: Assets, words: tuple[str, ...] = ()) -> list[Path]:
     """Pictures that may cover a surface: no sheets of many small pictures; with `words`, those of such a name."""
+    pictures = assets.textures + assets.photos if words else assets.textures
     fine = [p for p in pictures if not any(w in p.stem for w in _ATLASES) or p.stem.endswith(_TILES_ALL_THE_SAME)]
     return [p for p in fine if not words or any(w in p.stem for w in words)]
+
+
+@lru_cache(maxsize=64)
+def _meshes(assets: Assets, roles: tuple[str, ...]) -> list[MeshFile]:
+    """Meshes of these roles."""
+    return [file for file in assets.meshes if thing_of(file)[0] in roles]
 
 
 class _Builder:
@@ -214,9 +221,9 @@ class _Builder:
 
     def surface(self, words: tuple[str, ...] = (), strict: float = 0.92) -> tuple | None:
         """A picture for a surface, mostly one with such a name."""
-        pool = _tiles(tuple(self.assets.textures), ())
+        pool = _tiles(self.assets)
         if words and self.chance(strict):
-            pool = _tiles(tuple(self.assets.textures + self.assets.photos), words) or pool
+            pool = _tiles(self.assets, words) or pool
         elif self.chance(0.35):
             pool = self.assets.photos or pool
         pool = pool or self.assets.photos
@@ -264,7 +271,7 @@ class _Builder:
 
     def thing(self, roles: tuple[str, ...], solids: float = 0.0) -> tuple[Mesh, dict, float]:
         """A mesh of some role, or a simple shape, with its length in metres."""
-        pool = [file for file in self.assets.meshes if thing_of(file)[0] in roles]
+        pool = _meshes(self.assets, roles)
         if not pool or self.chance(solids):
             mesh, look = self.solid()
             return mesh, look, self.between(0.2, 0.5)
