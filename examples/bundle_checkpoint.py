@@ -13,11 +13,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from kaleido_diffusers import (
-    KaleidoTransformer3DModel,
-    KaleidoViewSynthesisPipeline,
-    RectifiedFlowViewScheduler,
-)
+from kaleido_diffusers import KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
 
 
 @dataclass
@@ -36,18 +32,8 @@ class Config:
     """Time shift of the scheduler that ships."""
 
 
-def shrink(transformer: KaleidoTransformer3DModel) -> None:
-    """Feed-forwards give a 64th of what they gave, so that float16 holds it: Muon lets their weights grow, and the
-    norm behind them takes the scale away again."""
-    with torch.no_grad():
-        for block in transformer.transformer_blocks:
-            block.ff.up_proj.weight /= 8
-            block.ff.down_proj.weight /= 8
-
-
 def main(config: Config) -> None:
     pipe = KaleidoViewSynthesisPipeline.from_pretrained(config.pipeline, dtype=torch.float16)
-    shrink(pipe.transformer)
     pipe.scheduler = RectifiedFlowViewScheduler.from_config(
         pipe.scheduler.config, solver=config.solver, shift=config.shift
     )

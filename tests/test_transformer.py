@@ -5,6 +5,7 @@ import copy
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 from conftest import TINY, Views, make_model, random_poses
 
 from kaleido_diffusers import KaleidoReferenceCache, KaleidoTransformer3DModel
@@ -344,6 +345,27 @@ def test_activations_of_a_deep_stack_stay_within_float16():
     assert min(downs) > 100, "the test must stress the product of gate and up"
     # `largest` also sees the timesteps' 1000 and everything before and after each down projection
     assert max(largest.values()) < 65504
+
+
+def test_feed_forwards_that_outgrow_float16_give_what_float32_gives():
+    """Products of gate and up of a million; a quarter of the tokens stays small, and as it was."""
+    model = make_model(num_layers=1)
+    block = model.transformer_blocks[0]
+    hidden = torch.randn(1, 2, 16, block.norm1.weight.numel(), generator=torch.Generator().manual_seed(0))
+    hidden[:, :, ::4] *= 1e-3
+    with torch.no_grad():
+        for name in ("gate_proj", "up_proj"):
+            getattr(block.ff, name).weight *= 300
+        inner = F.silu(block.ff.gate_proj(hidden)) * block.ff.up_proj(hidden)
+        assert inner.abs().amax() > 65504 and inner[:, :, ::4].abs().amax() < 64
+        zero, one = torch.zeros_like(hidden), torch.ones_like(hidden)
+        exact = block.norm4(block.ff(hidden), one, zero)
+        block.half()
+        half = block.norm4(block.ff(hidden.half()), one.half(), zero.half())
+        small = block.ff(hidden[:, :, ::4].half()).float()
+        block.float()
+        torch.testing.assert_close(half.float(), exact, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(small, block.ff(hidden[:, :, ::4]), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("length, tolerance", [(1.0, 0.02), (50.0, 0.06)])

@@ -258,7 +258,13 @@ class KaleidoFeedForward(nn.Module):
         self.down_proj = nn.Linear(inner_dim, dim, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        if up.dtype != torch.float16:
+            return self.down_proj(F.silu(gate) * up)
+        # Products of trained weights outgrow float16; what a token is divided by, the norm behind takes away again.
+        product = F.silu(gate.float()) * up.float()
+        largest = product.detach().abs().amax(-1, keepdim=True)
+        return self.down_proj((product * (64.0 / largest).clamp(max=1.0)).to(up.dtype))
 
 
 class KaleidoAdaRMSNorm(nn.Module):
