@@ -353,13 +353,18 @@ def test_a_bad_photo_among_good_ones(viewport, visit, tmp_path):
     assert page.locator("#go").is_disabled() and not page.locator("#film video").count() and fits(page)
 
 
-@BOTH
-def test_a_large_photo_of_a_phone(viewport, visit, tmp_path):
+@pytest.fixture(scope="module")
+def large_photo(tmp_path_factory):
     pytest.importorskip("pillow_heif").register_heif_opener()
-    photo = tmp_path / "IMG_48.HEIC"
-    PIL.Image.new("RGB", (8064, 6048), (200, 120, 40)).save(photo, quality=20)
+    photo = tmp_path_factory.mktemp("phone") / "IMG_48.HEIC"
+    PIL.Image.new("RGB", (8064, 6048), (200, 120, 40)).save(photo, quality=20, enc_params={"preset": "ultrafast"})
+    return photo
+
+
+@BOTH
+def test_a_large_photo_of_a_phone(viewport, visit, large_photo):
     page = visit(viewport)
-    page.set_input_files("#files input[type=file]", [photo])
+    page.set_input_files("#files input[type=file]", [large_photo])
     said(page, "Your photo: 1 photo. The photo does not tell its lens")
     wish(page, "pan", views=2, steps=1)
     generate(page, 2)
