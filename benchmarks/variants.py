@@ -148,7 +148,8 @@ def predict(
     noise = torch.randn(views[:, -1:].shape, generator=torch.Generator().manual_seed(0))
     views = torch.cat([views[:, :-1], (views[:, -1:] + noise) / 2], dim=1).to(model.patch_embed.weight.dtype)
     timestep = torch.tensor([[0.0] * (count - 1) + [500.0]])
-    shown = as_shown(Views.stack([case.views.select(range(count))]), count - 1)
+    longest = pipe.transformer.config.max_focal_length
+    shown = as_shown(Views.stack([case.views.select(range(count))]), count - 1, max_focal_length=longest)
     return model(views, timestep, **shown.arguments(), num_targets=1).sample.float()
 
 

@@ -54,7 +54,7 @@ class Distillation(Trainer):
     def loss(self, batch: Views, partition: ViewPartition, generators: Sequence[torch.Generator]) -> torch.Tensor:
         # ---------------------------------------------------------------------------------------- views and cameras
         batch, count = batch.select(partition.order), partition.num_references
-        shown = as_shown(batch, count)
+        shown = as_shown(batch, count, max_focal_length=self.teacher.config.max_focal_length)
         known, wanted = shown.select(slice(count)).arguments(), shown.select(slice(count, None)).arguments()
         references, clean = batch.pixels[:, :count], batch.pixels[:, count:]
 

@@ -11,6 +11,7 @@ from conftest import make_cameras, random_poses
 from kaleido_diffusers import Cameras
 from kaleido_diffusers.geometry.cameras import (
     check_rigid,
+    common_focus,
     convert_axes,
     farthest_views,
     invert_intrinsics,
@@ -19,9 +20,11 @@ from kaleido_diffusers.geometry.cameras import (
     normalize_intrinsics,
     pytorch3d_from_world_from_camera,
     scene_frame,
+    through_shorter_lenses,
     view_distances,
     world_from_camera_from_pytorch3d,
 )
+from kaleido_diffusers.geometry.views import ViewGeometry, as_shown
 
 
 SHAPES = [(), (5,), (2, 3)]
@@ -342,3 +345,70 @@ def test_distances_need_both_sides():
         view_distances(poses, poses, times_b=torch.zeros(3))
     with pytest.raises(ValueError, match="needs poses or times"):
         view_distances()
+
+
+def long_lenses(degrees: float = 12.0) -> tuple[Cameras, torch.Tensor]:
+    """Five cameras far from the origin of the world around a point, 9 to 12 units away from it, and the point."""
+    focus = torch.tensor([300.0, -40.0, 7.0], dtype=torch.float64)
+    turns = torch.linspace(-0.7, 0.7, 5, dtype=torch.float64)
+    away = torch.stack([turns.sin(), -turns.cos(), 0.3 * turns.cos() ** 3], dim=-1)
+    away = away / away.norm(dim=-1, keepdim=True) * torch.linspace(9, 12, 5, dtype=torch.float64)[:, None]
+    up = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    return Cameras.from_fov(look_at(focus + away, focus, up), degrees, [40, 60]), focus
+
+
+def test_what_cameras_look_at_together():
+    cameras, focus = long_lenses()
+    poses, lenses = cameras.world_from_camera, cameras.normalized_intrinsics
+    torch.testing.assert_close(common_focus(poses, lenses), focus, rtol=0, atol=1e-6)
+    assert torch.equal(
+        common_focus(poses.expand(2, 5, 4, 4), lenses.expand(2, 5, 3, 3))[1], common_focus(poses, lenses)
+    )
+    torch.testing.assert_close(common_focus(poses[:2].float(), lenses[:2].float()), focus.float(), rtol=0, atol=0.05)
+
+
+def test_cameras_that_look_at_nothing_together_say_so():
+    cameras, focus = long_lenses()
+    poses, lenses = cameras.world_from_camera, cameras.normalized_intrinsics
+    away = poses.clone()
+    away[2, :3, 1:3] *= -1  # looks the other way
+    parallel = poses[:1].repeat(5, 1, 1)
+    parallel[:, :3, 3] += poses[0, :3, :1].T * torch.arange(5)[:, None]
+    in_one_place = poses.clone()
+    in_one_place[:, :3, 3] = poses[0, :3, 3]
+    aside = poses.clone()
+    aside[2, :3, 3] += 3 * poses[2, :3, 0]  # 17 degrees beside its middle, where 6 are seen
+    for other in (away, parallel, in_one_place, aside, poses[:1]):
+        assert common_focus(other, lenses[: len(other)]).isnan().all()
+    rows = common_focus(torch.stack([poses, parallel]), lenses.expand(2, 5, 3, 3))
+    assert rows[1].isnan().all() and not rows[0].isnan().any()
+
+
+def test_lenses_are_shortened_together_by_the_longest_of_the_references():
+    """Those of a scene keep their proportions; a scene whose references the model knows is shown as it is."""
+    cameras, _ = long_lenses()
+    poses, lenses = cameras.world_from_camera.repeat(2, 1, 1, 1), cameras.normalized_intrinsics.repeat(2, 1, 1, 1)
+    longest = lenses[0, 1, 1, 1].item()  # of the shorter side
+    lenses[0, 0, :2, :2] /= 3
+    lenses[1, :3, :2, :2] /= 8
+    shown = as_shown(ViewGeometry(poses, lenses), num_references=3, max_focal_length=longest / 4).intrinsics
+    torch.testing.assert_close(shown[0, :, :2, :2], (lenses[0, :, :2, :2] / 4).float())
+    assert torch.equal(shown[1], lenses[1].float())
+    alone = as_shown(ViewGeometry(poses[0, 1:], lenses[0, 1:]), num_references=1, max_focal_length=longest / 4)
+    torch.testing.assert_close(alone.intrinsics[:, :2, :2], (lenses[0, 1:, :2, :2] / 4).float())
+
+
+def test_through_shorter_lenses_what_is_looked_at_keeps_its_size():
+    cameras, focus = long_lenses()
+    poses, lenses = cameras.world_from_camera, cameras.normalized_intrinsics
+    nearer, shorter = through_shorter_lenses(poses, lenses, focus, torch.tensor([0.25]))
+    torch.testing.assert_close(shorter[:, :2, :2], lenses[:, :2, :2] / 4)
+    assert torch.equal(shorter[:, :, 2], lenses[:, :, 2]) and torch.equal(nearer[:, :3, :3], poses[:, :3, :3])
+    torch.testing.assert_close((nearer[:, :3, 3] - focus).norm(dim=-1), (poses[:, :3, 3] - focus).norm(dim=-1) / 4)
+    for camera, made in zip(cameras, Cameras.from_normalized(nearer, shorter, (40, 60))):
+        right, down = camera.world_from_camera[:3, 0], camera.world_from_camera[:3, 1]
+        points = focus + torch.stack([0 * right, 0.5 * right, 0.2 * right - 0.3 * down])  # as far as the focus
+        torch.testing.assert_close(made.project(points)[0], camera.project(points)[0], rtol=0, atol=1e-6)
+    for zoom, point in ((1.0, focus), (0.25, torch.full((3,), torch.nan, dtype=torch.float64))):
+        same = through_shorter_lenses(poses, lenses, point, torch.tensor([zoom]))
+        assert torch.equal(same[0], poses) and torch.equal(same[1], lenses)

@@ -13,6 +13,7 @@ from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
 
 from kaleido_diffusers import Cameras, KaleidoViewSynthesisPipeline, RectifiedFlowViewScheduler
+from kaleido_diffusers.geometry.cameras import look_at
 from kaleido_diffusers.geometry.views import ViewGeometry
 from kaleido_diffusers.pipelines.generation import order_targets, set_timesteps
 
@@ -674,6 +675,28 @@ def test_targets_of_a_memory_equal_those_of_their_references(pipe, options):
         assert len(memory) == 3
     bare = generate(pipe, None, None, cameras.world_from_camera[3:], memory=memory, **free)
     torch.testing.assert_close(bare, expected, **CLOSE)
+
+
+def test_views_through_lenses_that_the_model_does_not_know_are_shown_from_nearer(pipe):
+    """In a call and from a memory, as cameras that were put there by hand are by a model without a limit."""
+    turns = torch.linspace(-0.5, 0.5, 6, dtype=torch.float64)
+    eyes = torch.stack([20 * turns.sin(), -20 * turns.cos(), 1 + turns], dim=-1)
+    poses = look_at(eyes, torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
+    cameras = Cameras.from_fov(poses, 10.0, [12, 12])
+    images = [torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(view)) for view in range(3)]
+    limit = make_pipeline(layer_pattern=("global", "view"), max_focal_length=1.5)
+    factor = 1.5 / cameras.normalized_intrinsics[0, 0, 0].item()
+    nearer, shorter = poses.clone(), cameras.normalized_intrinsics.clone()
+    nearer[:, :3, 3] *= factor
+    shorter[:, :2, :2] *= factor
+    nearer = Cameras.from_normalized(nearer, shorter, (12, 12))
+    expected = generate(pipe, images, nearer)
+    torch.testing.assert_close(generate(limit, images, cameras), expected, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(generate(pipe, images, cameras), expected, atol=1e-2)
+    memory = limit.encode_references(images, cameras[:3])
+    from_memory = generate(limit, None, None, cameras[3:], memory=memory)
+    torch.testing.assert_close(from_memory, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(generate(limit, images, nearer), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_references_are_encoded_once(pipe):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import make_model, random_poses
 
-from kaleido_diffusers import RectifiedFlowViewScheduler, sample_capture
-from kaleido_diffusers.geometry.cameras import scene_frame
-from kaleido_diffusers.geometry.views import ViewGeometry, Views
+from kaleido_diffusers import Cameras, RectifiedFlowViewScheduler, sample_capture
+from kaleido_diffusers.geometry.cameras import look_at, scene_frame
+from kaleido_diffusers.geometry.views import ViewGeometry, Views, as_shown
 from kaleido_diffusers.training.objective import ViewPartition, denoise_targets, draw_partition
 from kaleido_diffusers.training.optimizer import make_optimizers
 
@@ -64,6 +64,19 @@ def test_the_loss_is_the_error_of_the_velocity(prediction_type):
     right = Spy(lambda x, t, kwargs: noise - clean if prediction_type == "velocity" else clean)
     perfect = denoise_targets(right, scheduler, batch, partition, torch.Generator().manual_seed(0)).loss
     assert perfect < 1e-6
+
+
+def test_training_shows_lenses_as_sampling_does():
+    eyes = torch.tensor([[float(x), -9.0, 1.0] for x in range(5)], dtype=torch.float64)
+    poses = look_at(eyes, torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
+    cameras = Cameras.from_fov(poses.expand(3, 5, 4, 4), 10.0, [16, 16])
+    batch = Views.seen(make_batch().pixels[:3], ViewGeometry.of(cameras))
+    spy = Spy(lambda x, t, kwargs: torch.zeros_like(x[:, 2:]))
+    partition, generator = ViewPartition(((0, 1),), ((2,), (3, 4))), torch.Generator().manual_seed(0)
+    denoise_targets(spy, RectifiedFlowViewScheduler(), batch, partition, generator, 2.0)
+    shown = as_shown(batch, 2, max_focal_length=2.0)
+    assert shown.intrinsics[0, 0, 0, 0] == 2.0 and torch.equal(spy.calls[0][2]["poses"], shown.poses)
+    torch.testing.assert_close(shown.poses[..., :3, :3], as_shown(batch, 2).poses[..., :3, :3])
 
 
 def test_targets_of_a_group_share_their_noise_level():

@@ -23,6 +23,7 @@ __all__ = [
     "Cameras",
     "SceneFrame",
     "check_rigid",
+    "common_focus",
     "convert_axes",
     "farthest_views",
     "homogeneous",
@@ -33,6 +34,7 @@ __all__ = [
     "pytorch3d_from_world_from_camera",
     "rotations_from_quaternions",
     "scene_frame",
+    "through_shorter_lenses",
     "view_distances",
     "world_from_camera_from_pytorch3d",
 ]
@@ -261,6 +263,57 @@ def scene_frame(
     unit = torch.where(unit > rounding, unit, reach)
     unit = torch.where(unit > rounding, unit, torch.ones_like(unit))
     return SceneFrame(world_from_camera[..., 0, :, :].clone(), unit / camera_scale)
+
+
+def common_focus(world_from_camera: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
+    """The point `[..., 3]` that cameras look at together: the nearest to all optical axes, in the least-squares sense.
+
+    NaN where there is none: where it is outside of one of the pictures, or the axes are parallel, or meet in the
+    cameras.
+
+    Args:
+        world_from_camera (`torch.Tensor`): `[..., V, 4, 4]`.
+        intrinsics (`torch.Tensor`): `[..., V, 3, 3]`, normalised by width and height.
+    """
+    first = world_from_camera[..., :1, :3, 3]
+    centers, axes = world_from_camera[..., :3, 3] - first, world_from_camera[..., :3, 2]
+    eye = torch.eye(3, dtype=axes.dtype, device=axes.device)
+    across = eye - axes.unsqueeze(-1) * axes.unsqueeze(-2)
+    matrix, vector = across.mean(-3), (across @ centers.unsqueeze(-1)).mean(-3)
+    # The least eigenvalue is the mean squared sine of the angles between the axes and their middle: half a degree
+    parallel = torch.linalg.eigvalsh(matrix)[..., 0] < 7.6e-5
+    focus = torch.linalg.solve(matrix + parallel[..., None, None] * eye, vector).mT
+    seen = (intrinsics @ world_from_camera[..., :3, :3].mT @ (focus - centers).unsqueeze(-1)).squeeze(-1)
+    reach = centers.norm(dim=-1).amax(-1, keepdim=True)
+    rounding = 64 * torch.finfo(axes.dtype).eps * (first.abs().amax(-1) + reach)
+    ahead = (seen[..., 2] > 0.05 * reach) & (reach > rounding)
+    inside = ((seen[..., :2] / seen[..., 2:] - 0.5).abs() <= 0.5).all(-1)
+    is_common = (ahead & inside).all(-1, keepdim=True) & ~parallel.unsqueeze(-1)
+    return torch.where(is_common, focus.squeeze(-2) + first.squeeze(-2), torch.nan)
+
+
+def through_shorter_lenses(
+    world_from_camera: torch.Tensor, intrinsics: torch.Tensor, focus: torch.Tensor, zoom: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Poses and intrinsics of cameras that see about the same through lenses whose focal length is multiplied by `zoom`.
+
+    A camera goes ahead along its optical axis until what is as far as `focus` has its old size: by `1 - zoom` of the
+    distance to it. Things much nearer or farther than `focus` change their size, the less, the longer the lenses are.
+
+    Args:
+        world_from_camera (`torch.Tensor`): `[..., V, 4, 4]`.
+        intrinsics (`torch.Tensor`): `[..., V, 3, 3]`, normalised by width and height.
+        focus (`torch.Tensor`): `[..., 3]`, of [`common_focus`]; where it is NaN, nothing changes.
+        zoom (`torch.Tensor`): `[..., 1]`, above 0 and at most 1.
+    """
+    centers, axes = world_from_camera[..., :3, 3], world_from_camera[..., :3, 2]
+    distance = (focus.unsqueeze(-2) - centers).norm(dim=-1)
+    zoom = torch.where(distance.isnan(), 1.0, zoom)
+    poses, intrinsics = world_from_camera.clone(), intrinsics.clone()
+    poses[..., :3, 3] += ((1 - zoom) * distance.nan_to_num()).unsqueeze(-1) * axes
+    intrinsics[..., :2, :2] *= zoom[..., None, None]
+    return poses, intrinsics
 
 
 def _diameter(points: torch.Tensor) -> torch.Tensor:

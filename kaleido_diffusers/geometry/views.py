@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from .cameras import Cameras, SceneFrame, scene_frame, view_distances
+from .cameras import Cameras, SceneFrame, common_focus, scene_frame, through_shorter_lenses, view_distances
 
 
 __all__ = ["ShownFrame", "ViewGeometry", "Views", "as_shown"]
@@ -151,13 +151,25 @@ class ShownFrame:
     Attributes:
         frame ([`SceneFrame`], *optional*): frame and unit of the poses; `None` for video.
         start (`torch.Tensor` of shape `[..., 1]`, *optional*): seconds of the first view; `None` for a still world.
+        focus (`torch.Tensor` of shape `[..., 3]`, *optional*): what the references look at, see [`common_focus`];
+            `None` where lenses are shown as they are.
+        zoom (`torch.Tensor` of shape `[..., 1]`, *optional*): what focal lengths are multiplied by: then the longest
+            of the references is one that the model knows; likewise.
     """
 
     frame: SceneFrame | None = None
     start: torch.Tensor | None = None
+    focus: torch.Tensor | None = None
+    zoom: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, views: ViewGeometry, num_references: int, camera_scale: float = 1.0) -> "ShownFrame":
+    def of(
+        cls,
+        views: ViewGeometry,
+        num_references: int,
+        camera_scale: float = 1.0,
+        max_focal_length: float | None = None,
+    ) -> "ShownFrame":
         """
         That of a scene, see [`scene_frame`].
 
@@ -165,19 +177,38 @@ class ShownFrame:
             views ([`ViewGeometry`]): views in any frame and unit, references first.
             num_references (`int`): how many are references.
             camera_scale (`float`, defaults to `1.0`): multiplies normalised translations.
+            max_focal_length (`float`, *optional*): the model's, see [`KaleidoTransformer3DModel`]. With one reference,
+                all views decide on what is looked at and how long lenses are, as they do on the unit.
         """
-        frame = None if views.poses is None else scene_frame(views.poses, num_references, camera_scale)
-        return cls(frame, None if views.times is None else views.times[..., :1])
+        shown = cls(None, None if views.times is None else views.times[..., :1])
+        if views.poses is None:
+            return shown
+        if max_focal_length is not None and views.intrinsics is not None:
+            deciding = slice(num_references) if num_references > 1 else slice(None)
+            lenses = views.intrinsics[..., deciding, :, :]
+            longest = torch.maximum(lenses[..., 0, 0], lenses[..., 1, 1]).amax(-1, keepdim=True)
+            focus = common_focus(views.poses[..., deciding, :, :], lenses)
+            shown = replace(shown, focus=focus, zoom=(max_focal_length / longest).clamp(max=1.0))
+        return replace(shown, frame=scene_frame(shown._nearer(views)[0], num_references, camera_scale))
 
     def show(self, views: ViewGeometry) -> ViewGeometry:
-        """Where and when `views` are as the model is shown it: poses in the frame and unit of the scene, seconds since
-        its first view, all in float32."""
-        poses = None if self.frame is None else self.frame.normalize(views.poses).float()
-        intrinsics = None if views.intrinsics is None else views.intrinsics.float()
+        """Where and when `views` are as the model is shown it: poses in the frame and unit of the scene, lenses
+        shorter by `zoom`, seconds since its first view, all in float32."""
+        poses, intrinsics = self._nearer(views)
+        poses = None if self.frame is None else self.frame.normalize(poses).float()
+        intrinsics = None if intrinsics is None else intrinsics.float()
         return ViewGeometry(poses, intrinsics, None if self.start is None else (views.times - self.start).float())
 
+    def _nearer(self, views: ViewGeometry) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Poses and intrinsics of `views` through lenses that are shorter by `zoom`."""
+        if self.focus is None or self.zoom is None:
+            return views.poses, views.intrinsics
+        return through_shorter_lenses(views.poses, views.intrinsics, self.focus, self.zoom)
 
-def as_shown(views: ViewGeometry, num_references: int, camera_scale: float = 1.0) -> ViewGeometry:
+
+def as_shown(
+    views: ViewGeometry, num_references: int, camera_scale: float = 1.0, max_focal_length: float | None = None
+) -> ViewGeometry:
     """
     What the model is shown of where and when views are, in sampling and in training alike.
 
@@ -185,8 +216,9 @@ def as_shown(views: ViewGeometry, num_references: int, camera_scale: float = 1.0
         views ([`ViewGeometry`]): views in any frame and unit, references first.
         num_references (`int`): how many are references: they set frame and unit, see [`scene_frame`].
         camera_scale (`float`, defaults to `1.0`): multiplies normalised translations.
+        max_focal_length (`float`, *optional*): `transformer.config.max_focal_length`.
 
     Returns:
         [`ViewGeometry`]: without pixels, float32.
     """
-    return ShownFrame.of(views, num_references, camera_scale).show(views)
+    return ShownFrame.of(views, num_references, camera_scale, max_focal_length).show(views)

@@ -35,8 +35,10 @@ def check_config(config, kinds: tuple[str, ...], encodings: tuple[str, ...]) -> 
             continue
         if not _is_whole(value) or not 1 <= value <= most:
             raise ValueError(f"`{name}` must be a whole number from 1 to {most}, got {value!r}.")
-    for name, most in {"norm_eps": 1.0, "rope_theta": 1e12, "rope_time_scale": 1e6}.items():
+    for name, most in {"norm_eps": 1.0, "rope_theta": 1e12, "rope_time_scale": 1e6, "max_focal_length": 1e6}.items():
         value = getattr(config, name)
+        if value is None and name == "max_focal_length":
+            continue
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= most:
             raise ValueError(f"`{name}` must be a number above 0 and up to {most:g}, got {value!r}.")
     axes, pattern = config.rope_axes_dim, config.layer_pattern

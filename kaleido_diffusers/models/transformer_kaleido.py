@@ -411,6 +411,9 @@ class KaleidoTransformer3DModel(
             Height and width of a view in training. Grid positions are stretched to it at any other size.
         norm_eps (`float`, defaults to `1e-6`):
             Epsilon of every RMSNorm.
+        max_focal_length (`float`, *optional*):
+            The longest lens that the model knows, as a part of the shorter side of a view. The pipeline shows scenes
+            with longer ones as nearer views through this one, see [`as_shown`]; without it lenses stay as they are.
     """
 
     _supports_gradient_checkpointing = True
@@ -444,6 +447,7 @@ class KaleidoTransformer3DModel(
         rope_time_scale: float = 24.0,
         sample_size: int = 64,
         norm_eps: float = 1e-6,
+        max_focal_length: float | None = None,
     ):
         super().__init__()
         check_config(self.config, LAYER_KINDS, CAMERA_ENCODINGS)

@@ -334,7 +334,8 @@ class KaleidoViewSynthesisPipeline(KaleidoPushMixin, DiffusionPipeline, KaleidoL
         self.check_memory_inputs(height, width, max_memory_views)
         references = prepare_references(images, poses, intrinsics, fov, frame_times, height, width)
         self._attention_kwargs = attention_kwargs
-        shown = ShownFrame.of(references, len(references), camera_scale)
+        longest = self.transformer.config.max_focal_length
+        shown = ShownFrame.of(references, len(references), camera_scale, longest)
         views = self._remember(references, shown, max_memory_views)[0]
         if not views.overflows:
             views.recall(self._encode_memory)
@@ -540,7 +541,8 @@ class KaleidoViewSynthesisPipeline(KaleidoPushMixin, DiffusionPipeline, KaleidoL
 
         # 2. Remember: a memory for each row, that is a scene, or a sample of a scene
         if memory is None:
-            shown = ShownFrame.of(inputs.geometry, len(inputs.references), camera_scale)
+            longest = self.transformer.config.max_focal_length
+            shown = ShownFrame.of(inputs.geometry, len(inputs.references), camera_scale, longest)
             scenes = self._remember(inputs.references, shown, max_memory_views)
         else:
             shown, scenes = memory.shown, [memory.views]

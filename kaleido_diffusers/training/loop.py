@@ -313,7 +313,8 @@ class Trainer:
             partition (`ViewPartition`): references and target groups.
             generators (`Sequence[torch.Generator]`): source of the noise of each row.
         """
-        denoised = denoise_targets(self.model, self.scheduler, batch, partition, generators)
+        lens = self.transformer.config.max_focal_length
+        denoised = denoise_targets(self.model, self.scheduler, batch, partition, generators, lens)
         if self.perceptual is None:
             return denoised.loss
         return denoised.loss + self.config.perceptual.scale * self.perceptual(denoised, generators[0])

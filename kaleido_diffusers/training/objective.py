@@ -121,6 +121,7 @@ def denoise_targets(
     batch: Views,
     partition: ViewPartition,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    max_focal_length: float | None = None,
 ) -> Denoised:
     """
     One pass of the model over noisy targets and clean references. Each target group has a noise level of its own.
@@ -136,6 +137,8 @@ def denoise_targets(
             Shared by the batch.
         generator (`torch.Generator` or a sequence of B of them, *optional*):
             Source of the noise (on the CPU), for the batch or for each row of it.
+        max_focal_length (`float`, *optional*):
+            That of the config of the transformer, see [`as_shown`].
 
     Returns:
         [`Denoised`]: what it made of them, and how far that is from the truth.
@@ -143,7 +146,7 @@ def denoise_targets(
     batch = batch.select(partition.order)
     groups = partition.view_groups()
     num_references = partition.num_references
-    batch = Views.seen(batch.pixels, as_shown(batch, num_references))
+    batch = Views.seen(batch.pixels, as_shown(batch, num_references, max_focal_length=max_focal_length))
     if partition.drop_references:
         batch = batch.select(slice(num_references, None))
         groups, num_references = groups[num_references:], 0

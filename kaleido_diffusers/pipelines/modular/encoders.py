@@ -105,7 +105,8 @@ class KaleidoPrepareViewsStep(KaleidoBlock):
             views.targets,
             views.is_batch,
         )
-        block_state.shown = ShownFrame.of(views.geometry, len(views.references), block_state.camera_scale)
+        longest = components.transformer.config.max_focal_length
+        block_state.shown = ShownFrame.of(views.geometry, len(views.references), block_state.camera_scale, longest)
 
 
 class KaleidoPrepareReferencesStep(KaleidoBlock):
@@ -138,8 +139,9 @@ class KaleidoPrepareReferencesStep(KaleidoBlock):
             *_checked_size(components, block_state.height, block_state.width),
         )
         block_state.is_batch = False
+        longest = components.transformer.config.max_focal_length
         block_state.shown = ShownFrame.of(
-            block_state.references, len(block_state.references), block_state.camera_scale
+            block_state.references, len(block_state.references), block_state.camera_scale, longest
         )
 
 
