@@ -61,9 +61,9 @@ class RenderSettings:
     """Height of the views in pixels; the model's own when not given."""
     width: int | None = None
     """Width of the views in pixels; the model's own when not given."""
-    steps: int = 25
+    steps: int = 10
     """Denoising steps."""
-    guidance_scale: float = 1.0
+    guidance_scale: float = 1.5
     """Classifier-free guidance; 1 for none."""
     views_per_group: int = 4
     """Views denoised together."""
@@ -248,6 +248,8 @@ class ConfigOptions:
     """Height and width of a view in training."""
     norm_eps: float | None = None
     """Epsilon of the norms."""
+    max_focal_length: float | None = None
+    """The longest lens that the model knows, as a part of the shorter side of a view."""
     prediction_type: Literal["velocity", "sample"] | None = None
     """What the model predicts."""
 

@@ -68,7 +68,7 @@ class Wish:
     zoom: float = 1.0
     references: int = 12
     steps: int = 10
-    guidance: float = 1.0
+    guidance: float = 1.5
     seed: int = 0
     picked: tuple[int, ...] = ()
 
