@@ -6,6 +6,11 @@
 
 Variants of a seed share their initial weights where the shapes agree, and their data, noise and order of steps, so
 differences are paired. A run whose result is on file is not run again; results of other settings are refused.
+
+    kaleido shard --data clips --assets my-assets --size 128 --vae TAEF2 --output runs/clips
+    python benchmarks/ablations.py --variants scratch video-first --clips runs/clips ... --train.vae TAEF2
+
+Training on video first takes `--video-share` of the steps on clips without cameras, and the rest on worlds.
 """
 
 import json
@@ -20,6 +25,7 @@ import tyro
 from kaleido_diffusers import KaleidoViewSynthesisPipeline
 from kaleido_diffusers.evaluation.protocol import evaluate, sample_case
 from kaleido_diffusers.evaluation.report import markdown_table
+from kaleido_diffusers.models.latents import encode_views
 from kaleido_diffusers.training.batches import StepBatches
 from kaleido_diffusers.training.config import ModelConfig, TrainConfig
 from kaleido_diffusers.training.loop import Trainer
@@ -28,9 +34,12 @@ from kaleido_diffusers.worlds.samples import InMemory
 from kaleido_diffusers.worlds.sources import ShardSource
 
 
+VIDEO_FIRST = "video-first"
 VARIANTS = {
     "prope": {"camera_encoding": "prope"},
     "gta": {"camera_encoding": "gta"},
+    "scratch": {},
+    VIDEO_FIRST: {},
 }
 
 
@@ -46,6 +55,10 @@ class Config:
     """Names in VARIANTS; the first is what the others are held against."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights, data order and noise."""
+    clips: Path | None = None
+    """Folder of shards of clips, for training on video first."""
+    video_share: float = 0.3
+    """Part of the steps on clips, where video comes first."""
     scenes: int = 32
     """Validation scenes that are generated, from 3 references each."""
     train: TrainConfig = field(
@@ -89,6 +102,8 @@ def main(config: Config) -> None:
                 seed=seed,
                 model=replace(config.train.model, **VARIANTS[variant]),
             )
+            if variant == VIDEO_FIRST:
+                train = after_video(train, config.clips, config.video_share)
             pipe = KaleidoViewSynthesisPipeline.from_pretrained(Trainer(train).train())
             pipe.set_progress_bar_config(disable=True)
             pipe.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,6 +121,15 @@ def main(config: Config) -> None:
     print(markdown_table(rows, dict.fromkeys(rows[0], "")))
 
 
+def after_video(train: TrainConfig, clips: Path | None, share: float) -> TrainConfig:
+    """Trains on clips for a share of the steps; settings of the rest of the run, which goes on from there."""
+    if clips is None:
+        raise ValueError("Training on video first needs --clips.")
+    steps = round(train.steps * share)
+    video = replace(train, output=train.output / "video", data=(str(clips),), steps=steps, cooldown=0.0)
+    return replace(train, output=train.output / "worlds", steps=train.steps - steps, init_from=Trainer(video).train())
+
+
 @torch.no_grad()
 def held_out_loss(pipe: KaleidoViewSynthesisPipeline, source: InMemory, settings: TrainConfig) -> float:
     """Training loss over batches of unseen scenes that are the same for every run."""
@@ -113,6 +137,8 @@ def held_out_loss(pipe: KaleidoViewSynthesisPipeline, source: InMemory, settings
     losses = []
     for item in (StepBatches(settings, [source], [1.0])[step] for step in range(settings.steps)):
         batch, noise = item.batch.to(pipe.device), item.noise(settings.seed)
+        if pipe.vae is not None:
+            batch = replace(batch, pixels=encode_views(pipe.vae, batch.pixels).float())
         losses.append(denoise_targets(pipe.transformer, pipe.scheduler, batch, item.partition, noise).loss.item())
     return sum(losses) / len(losses)
 
