@@ -30,6 +30,7 @@ __all__ = [
     "invert_intrinsics",
     "invert_rigid",
     "look_at",
+    "nearest_to_lines",
     "normalize_intrinsics",
     "pytorch3d_from_world_from_camera",
     "rotations_from_quaternions",
@@ -265,6 +266,18 @@ def scene_frame(
     return SceneFrame(world_from_camera[..., 0, :, :].clone(), unit / camera_scale)
 
 
+def nearest_to_lines(points: torch.Tensor, directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Equations `[..., 3, 3]` and `[..., 3]` that the point nearest to lines solves, in the least-squares sense.
+
+    Args:
+        points (`torch.Tensor`): `[..., V, 3]`, one on each line.
+        directions (`torch.Tensor`): `[..., V, 3]`, of unit length.
+    """
+    eye = torch.eye(3, dtype=directions.dtype, device=directions.device)
+    across = eye - directions.unsqueeze(-1) * directions.unsqueeze(-2)
+    return across.mean(-3), (across @ points.unsqueeze(-1)).squeeze(-1).mean(-2)
+
+
 def common_focus(world_from_camera: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
     """The point `[..., 3]` that cameras look at together: the nearest to all optical axes, in the least-squares sense.
 
@@ -277,12 +290,11 @@ def common_focus(world_from_camera: torch.Tensor, intrinsics: torch.Tensor) -> t
     """
     first = world_from_camera[..., :1, :3, 3]
     centers, axes = world_from_camera[..., :3, 3] - first, world_from_camera[..., :3, 2]
-    eye = torch.eye(3, dtype=axes.dtype, device=axes.device)
-    across = eye - axes.unsqueeze(-1) * axes.unsqueeze(-2)
-    matrix, vector = across.mean(-3), (across @ centers.unsqueeze(-1)).mean(-3)
+    matrix, vector = nearest_to_lines(centers, axes)
     # The least eigenvalue is the mean squared sine of the angles between the axes and their middle: half a degree
     parallel = torch.linalg.eigvalsh(matrix)[..., 0] < 7.6e-5
-    focus = torch.linalg.solve(matrix + parallel[..., None, None] * eye, vector).mT
+    eye = torch.eye(3, dtype=axes.dtype, device=axes.device)
+    focus = torch.linalg.solve(matrix + parallel[..., None, None] * eye, vector).unsqueeze(-2)
     seen = (intrinsics @ world_from_camera[..., :3, :3].mT @ (focus - centers).unsqueeze(-1)).squeeze(-1)
     reach = centers.norm(dim=-1).amax(-1, keepdim=True)
     rounding = 64 * torch.finfo(axes.dtype).eps * (first.abs().amax(-1) + reach)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from .cameras import Cameras, look_at
+from .cameras import Cameras, look_at, nearest_to_lines
 
 
 __all__ = [
@@ -42,12 +42,10 @@ def focus_point(cameras: Cameras) -> torch.Tensor:
     centers, forward = cameras.centers, cameras.forward
     spread = (centers - centers.mean(0)).norm(dim=-1).max().clamp_min(1e-6)
     guess = (centers + 2 * spread * forward).mean(0)
-    eye = torch.eye(3, dtype=torch.float32).to(centers)
-    projectors = eye - forward.unsqueeze(-1) * forward.unsqueeze(-2)
+    matrix, vector = nearest_to_lines(centers, forward)
     weight = 1e-3
-    matrix = projectors.mean(0) + weight * eye
-    vector = (projectors @ centers.unsqueeze(-1)).mean(0).squeeze(-1) + weight * guess
-    return torch.linalg.solve(matrix, vector)
+    eye = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
+    return torch.linalg.solve(matrix + weight * eye, vector + weight * guess)
 
 
 def looking_distances(cameras: Cameras, targets: Cameras) -> torch.Tensor:

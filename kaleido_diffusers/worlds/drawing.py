@@ -463,8 +463,8 @@ class Renderer:
         light, lamps = drawing.light, drawing.lamps[:MAX_LAMPS]
         block = np.zeros((_WORLD_FLOATS // 4, 4), dtype="f4")
         block[:4] = _light_matrix(light).T
-        block[4] = (*light.place, light.is_lamp)
-        block[5, :3], block[6:8, :3], block[8:10, :3] = light.color, drawing.ambient, drawing.backdrop
+        block[4, :3], block[5, :3] = light.place, light.color
+        block[6:8, :3], block[8:10, :3] = drawing.ambient, drawing.backdrop
         if drawing.room is not None:
             block[10:12, :3] = drawing.room
         for number, (place, color) in enumerate(lamps):
@@ -472,11 +472,9 @@ class Renderer:
         block[12 + 2 * MAX_LAMPS, :3] = drawing.flash, drawing.haze, drawing.turn
         self._world.write(block.tobytes())
         self._world.bind_to_uniform_block(1)
-        panorama = self._white
         if drawing.panorama is not None:
             key, image = drawing.panorama
-            panorama = self._textures.fetch(key, lambda: self._texture(image))
-        panorama.use(1)
+            self._textures.fetch(key, lambda: self._texture(image)).use(1)
         self._shadow_map.use(2)
         has = {
             "NEAR_LIGHT": light.is_lamp,
